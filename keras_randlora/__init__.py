@@ -1,0 +1,48 @@
+"""RandLoRA for Keras 3: full-rank fine-tuning from frozen random bases.
+
+Importing the package adds `enable_randlora`, `disable_randlora`, `merge_randlora`,
+`save_randlora`, `load_randlora` and `randlora_summary` to `keras.Model`.
+"""
+
+from keras_randlora import methods as _methods
+from keras_randlora.adapt import (
+    base_only,
+    disable_randlora,
+    enable_randlora,
+    merge_randlora,
+    merged,
+)
+from keras_randlora.bank import BasisBank
+from keras_randlora.budget import rank_for_budget, rank_like_lora
+from keras_randlora.config import RandLoRAConfig
+from keras_randlora.export import export_merged
+from keras_randlora.files import load_adapter, save_adapter
+from keras_randlora.layers import RandLoRADense, RandLoRAEinsumDense
+from keras_randlora.report import LayerReport, Report, summary
+from keras_randlora.weights import get_adapter, set_adapter
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BasisBank",
+    "LayerReport",
+    "RandLoRAConfig",
+    "RandLoRADense",
+    "RandLoRAEinsumDense",
+    "Report",
+    "base_only",
+    "disable_randlora",
+    "enable_randlora",
+    "export_merged",
+    "get_adapter",
+    "load_adapter",
+    "merge_randlora",
+    "merged",
+    "rank_for_budget",
+    "rank_like_lora",
+    "save_adapter",
+    "set_adapter",
+    "summary",
+]
+
+_methods.install()

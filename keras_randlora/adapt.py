@@ -1,0 +1,420 @@
+"""Enable, disable and merge RandLoRA in a live model."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_randlora.bank import BasisBank
+from keras_randlora.config import RandLoRAConfig
+from keras_randlora.layers import (
+    ADAPTED_CLASSES,
+    Attachment,
+    LayerOptions,
+    RandLoRAAdapter,
+    RandLoRALayer,
+    own_weights,
+)
+from keras_randlora.report import Report, summary
+from keras_randlora.targets import Selection, select, sites
+
+_STATE = "_randlora_state"
+_COMPILED_FUNCTIONS = (
+    "train_function",
+    "test_function",
+    "predict_function",
+    "generate_function",
+)
+
+
+class TrainableFlag(NamedTuple):
+    """Whether a layer and its own variables were trainable."""
+
+    layer: keras.layers.Layer
+    trainable: bool
+    variables: list[tuple[keras.Variable, bool]]
+
+
+@dataclass
+class AdaptedState:
+    """What `enable_randlora` remembers of a model.
+
+    Attributes:
+        config: The options it was called with.
+        selection: The adapted and the also trained layers.
+        extra: The variables trained beside λ and γ, by path.
+        was_trainable: What was trainable before.
+        merged: Whether the layers are plain for the time of `merged`.
+    """
+
+    config: RandLoRAConfig
+    selection: Selection
+    extra: dict[str, keras.Variable]
+    was_trainable: list[TrainableFlag]
+    merged: bool = False
+
+
+def enable_randlora(
+    model: keras.Model,
+    rank: int = 32,
+    targets: Any = None,
+    *,
+    alpha: float | None = None,
+    basis: str = "uniform",
+    sparsity: float | None = None,
+    seed: int = 0,
+    num_bases: int | None = None,
+    dropout: float = 0.0,
+    exclude: Any = (),
+    layers: Any = None,
+    train_bias: str = "none",
+    also_train: Any = (),
+    basis_storage: str = "stored",
+    compute: str = "auto",
+) -> Report:
+    """Freeze a model and add a trainable RandLoRA update to its linear layers.
+
+    The model is adapted in place, and its outputs stay exactly the same until it
+    is trained. Everything is checked before the first layer is touched.
+
+    Args:
+        model: A built model: functional, sequential, subclassed or keras-hub.
+        rank: Rank of each basis. A larger rank means *fewer* trainable parameters.
+        targets: Layer names, paths, globs, `"re:…"` or `"attention"`, `"mlp"`,
+            `"all-linear"`. Default: the model's own `default_lora_layer_names()`,
+            else its attention layers.
+        alpha: The update is scaled by `alpha / rank`; default `20 * rank`.
+        basis: Distribution of the bases: `"uniform"`, `"normal"`, `"binary"`,
+            `"sparse"`, `"very_sparse"` or `"ternary"`.
+        sparsity: For `basis="ternary"`: each sign has probability `1 / sparsity`.
+        seed: Integer in `[0, 2**32)` that determines the bases.
+        num_bases: Upper bound on the bases of a layer; default full rank.
+        dropout: Rate of dropout on the adapter's input.
+        exclude: Patterns subtracted from `targets`.
+        layers: Indices of the blocks to adapt; default all.
+        train_bias: `"none"`, `"adapted"` or `"all"`.
+        also_train: Patterns of layers trained as they are, saved with the adapter.
+        basis_storage: `"stored"` or `"regenerated"`.
+        compute: `"auto"`, `"materialized"` or `"factored"`.
+
+    Returns:
+        A `Report` of the adapted layers and the counts.
+
+    Raises:
+        ValueError: An option is out of range, a target matches nothing or a layer
+            of another kind, the model is not built or already adapted. The model
+            is unchanged.
+        TypeError: An option has the wrong type. The model is unchanged.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])
+    >>> report = enable_randlora(model, rank=2, targets="all-linear")
+    >>> report.trainable
+    12
+    """
+    config = RandLoRAConfig(
+        rank=rank,
+        targets=targets,
+        alpha=alpha,
+        basis=basis,
+        sparsity=sparsity,
+        seed=seed,
+        num_bases=num_bases,
+        dropout=dropout,
+        exclude=exclude,
+        layers=layers,
+        train_bias=train_bias,
+        also_train=also_train,
+        basis_storage=basis_storage,
+        compute=compute,
+    )
+    return enable_with_config(model, config)
+
+
+def enable_with_config(
+    model: keras.Model, config: RandLoRAConfig, selection: Selection | None = None
+) -> Report:
+    """Adapt a model as `enable_randlora` does, with the options as one value.
+
+    Args:
+        model: A built model.
+        config: The options.
+        selection: The layers to adapt and train, where they are known already;
+            default: those that `config` selects.
+
+    Returns:
+        A `Report` of the adapted layers and the counts.
+    """
+    _require_model(model)
+    _require_plain(model)
+    selection = selection or select(model, config)
+    options = LayerOptions.from_config(config, config.train_bias != "none")
+    bank = _bank_for(selection, options)
+    flags = _trainable_flags(model)
+    extra = _extra_variables(model, selection, config)
+    _attach_all(selection, options, bank)
+    _train_only(model, extra)
+    setattr(model, _STATE, AdaptedState(config, selection, extra, flags))
+    _refresh(model, selection)
+    _require_new_compile(model)
+    return summary(model)
+
+
+def disable_randlora(model: keras.Model) -> None:
+    """Make the layers plain again, with their base kernels bit for bit.
+
+    What `enable_randlora` froze is thawed to what it was.
+
+    Raises:
+        ValueError: The model is not adapted.
+    """
+    state = adapted_state(model)
+    _detach_all(state.selection)
+    _finish(model, state)
+
+
+def merge_randlora(model: keras.Model) -> None:
+    """Fold the updates into the kernels and make the layers plain again.
+
+    What `enable_randlora` froze is thawed to what it was.
+
+    Raises:
+        ValueError: The model is not adapted.
+    """
+    state = adapted_state(model)
+    for site in state.selection.adapted:
+        site.layer._kernel.assign(site.layer.merged_kernel())
+    _detach_all(state.selection)
+    _finish(model, state)
+
+
+@contextlib.contextmanager
+def merged(model: keras.Model) -> Iterator[keras.Model]:
+    """Run with merged kernels and plain layers, then restore everything exactly.
+
+    For the time of the block the model computes at the speed of the base model
+    and can be exported. Needs host memory for a copy of the adapted kernels.
+
+    Raises:
+        ValueError: The model is not adapted.
+    """
+    state = adapted_state(model)
+    selection = state.selection
+    adapted = [site.layer for site in selection.adapted]
+    functions = _compiled_functions(model)
+    kernels = [np.array(ops.convert_to_numpy(layer._kernel)) for layer in adapted]
+    for layer in adapted:
+        layer._kernel.assign(layer.merged_kernel())
+    attachments = _detach_all(selection)
+    state.merged = True
+    _refresh(model, selection)
+    try:
+        yield model
+    finally:
+        for layer, kernel in zip(adapted, kernels, strict=True):
+            layer._kernel.assign(kernel)
+        _reattach_all(selection, attachments)
+        state.merged = False
+        _refresh(model, selection)
+        for owner, name, function in functions:
+            setattr(owner, name, function)
+
+
+@contextlib.contextmanager
+def base_only(model: keras.Model) -> Iterator[keras.Model]:
+    """Run with the adapters off, then on again; nothing is compiled anew.
+
+    λ is set to zero for the time of the block, so that the outputs are exactly
+    those of the base model (the reference policy of preference optimization).
+
+    Raises:
+        ValueError: The model is not adapted.
+    """
+    state = adapted_state(model)
+    adapters = [site.layer.randlora for site in state.selection.adapted]
+    saved = [np.array(ops.convert_to_numpy(a.lambda_)) for a in adapters]
+    for adapter in adapters:
+        adapter.lambda_.assign(np.zeros(adapter.lambda_.shape, "float32"))
+    try:
+        yield model
+    finally:
+        for adapter, value in zip(adapters, saved, strict=True):
+            adapter.lambda_.assign(value)
+
+
+def is_adapted(model: keras.Model) -> bool:
+    """Return whether `enable_randlora` has been called on this model."""
+    return getattr(model, _STATE, None) is not None
+
+
+def adapted_state(model: keras.Model) -> AdaptedState:
+    """Return what `enable_randlora` remembered.
+
+    Raises:
+        ValueError: The model is not adapted, or within `merged`.
+    """
+    _require_model(model)
+    state = getattr(model, _STATE, None)
+    if state is None:
+        inside = [s.path for s in sites(model) if isinstance(s.layer, RandLoRALayer)]
+        remedy = (
+            f"'{inside[0]}' is adapted, but `enable_randlora` was called on another "
+            "model that holds it: pass that model."
+            if inside
+            else "Call `enable_randlora(model, ...)` first."
+        )
+        raise ValueError(f"Model '{model.name}' is not adapted by RandLoRA. {remedy}")
+    if state.merged:
+        raise ValueError(
+            f"Model '{model.name}' is merged for the time of a `merged(model)` block. "
+            "Leave the block first."
+        )
+    return state
+
+
+def _require_model(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "RandLoRA adapts a `keras.Model`. Received: "
+            f"{model!r} (of type {type(model).__name__})."
+        )
+
+
+def _require_plain(model: keras.Model) -> None:
+    adapted = [s.path for s in sites(model) if isinstance(s.layer, RandLoRALayer)]
+    if adapted or is_adapted(model):
+        where = f" Layer '{adapted[0]}' is." if adapted else ""
+        raise ValueError(
+            f"Model '{model.name}' is already adapted by RandLoRA.{where} Call "
+            "`disable_randlora(model)` or `merge_randlora(model)` first."
+        )
+
+
+def _bank_for(selection: Selection, options: LayerOptions) -> BasisBank:
+    layers = [site.layer for site in selection.adapted]
+    shapes = [
+        ADAPTED_CLASSES[type(layer)].shape_for(layer, options) for layer in layers
+    ]
+    return options.bank_for(shapes, dtype=layers[0].dtype_policy)
+
+
+def _attach_all(selection: Selection, options: LayerOptions, bank: BasisBank) -> None:
+    for site in selection.adapted:
+        site.layer.__class__ = ADAPTED_CLASSES[type(site.layer)]
+        site.layer.attach(options, bank)
+
+
+def _detach_all(selection: Selection) -> list[Attachment]:
+    attachments = []
+    for site in selection.adapted:
+        attachments.append(site.layer.detach())
+        site.layer.__class__ = site.layer.plain_class
+    return attachments
+
+
+def _reattach_all(selection: Selection, attachments: list[Attachment]) -> None:
+    for site, attachment in zip(selection.adapted, attachments, strict=True):
+        site.layer.__class__ = ADAPTED_CLASSES[type(site.layer)]
+        site.layer.reattach(attachment)
+
+
+def _extra_variables(
+    model: keras.Model, selection: Selection, config: RandLoRAConfig
+) -> dict[str, keras.Variable]:
+    """Return the weights trained beside λ and γ, by path."""
+    adapted = {id(site.layer) for site in selection.adapted}
+    trained = {id(site.layer) for site in selection.also_trained}
+    extra = {}
+    for site in sites(model):
+        whole = bool(trained & {id(site.layer), *map(id, site.ancestors)})
+        bias = config.train_bias == "all" or (
+            config.train_bias == "adapted" and id(site.layer) in adapted
+        )
+        for variable in own_weights(site.layer):
+            if whole or (bias and variable.name == "bias"):
+                extra[f"{site.path}/{variable.name}"] = variable
+    return extra
+
+
+def _trainable_flags(model: keras.Model) -> list[TrainableFlag]:
+    layers = [model, *(site.layer for site in sites(model))]
+    return [
+        TrainableFlag(layer, layer._trainable, [(v, v.trainable) for v in own])
+        for layer in layers
+        for own in [layer._trainable_variables]
+    ]
+
+
+def _train_only(model: keras.Model, extra: dict[str, keras.Variable]) -> None:
+    """Freeze everything but λ, γ and the extra variables.
+
+    A layer with nothing to train is frozen itself, so that batch normalization
+    leaves its statistics alone.
+    """
+    trained = {id(variable) for variable in extra.values()}
+    layers = [model, *(site.layer for site in sites(model))]
+    for layer in layers:
+        adapter = isinstance(layer, RandLoRAAdapter)
+        for variable in layer._trainable_variables:
+            variable.trainable = adapter or id(variable) in trained
+    for layer in layers:
+        variables = layer.variables
+        if variables:
+            layer._trainable = any(v.trainable for v in variables)
+
+
+def _finish(model: keras.Model, state: AdaptedState) -> None:
+    """Thaw what was trainable before and forget the adaptation."""
+    for flag in state.was_trainable:
+        flag.layer._trainable = flag.trainable
+        for variable, trainable in flag.variables:
+            variable.trainable = trainable
+    delattr(model, _STATE)
+    _refresh(model, state.selection)
+    _require_new_compile(model)
+
+
+def _refresh(model: keras.Model, selection: Selection) -> None:
+    """Forget traces of the former layers, and list the variables anew on torch."""
+    for owner, name, _ in _compiled_functions(model):
+        setattr(owner, name, None)
+    if keras.backend.backend() == "torch":
+        holders = {id(model): model}
+        for site in selection.adapted:
+            holders |= {id(h): h for h in (site.layer, *site.ancestors)}
+        for holder in holders.values():
+            holder._track_variables()
+
+
+def _compiled_functions(model: keras.Model) -> list[tuple[keras.Model, str, Any]]:
+    models = [
+        model,
+        *(s.layer for s in sites(model) if isinstance(s.layer, keras.Model)),
+    ]
+    return [
+        (owner, name, getattr(owner, name))
+        for owner in models
+        for name in _COMPILED_FUNCTIONS
+        if getattr(owner, name, None) is not None
+    ]
+
+
+def _require_new_compile(model: keras.Model) -> None:
+    """Withdraw a compilation whose optimizer holds state of other variables."""
+    optimizer = getattr(model, "optimizer", None)
+    if not model.compiled or optimizer is None or not optimizer.built:
+        return
+    model.compiled = False
+    warnings.warn(
+        f"Model '{model.name}' was compiled with an optimizer that holds state for "
+        "the variables it trained before. Call `model.compile(...)` again before "
+        "`fit`.",
+        stacklevel=4,
+    )

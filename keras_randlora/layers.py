@@ -1,0 +1,516 @@
+"""`Dense` and `EinsumDense` layers whose frozen kernel carries a RandLoRA update."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_randlora.bank import BasisBank
+from keras_randlora.bases import BasisSpec, resolve_sparsity
+from keras_randlora.config import RandLoRAConfig
+from keras_randlora.layouts import KernelLayout, dense_layout, einsum_layout
+from keras_randlora.product import AdaptedProduct
+from keras_randlora.update import UpdateShape
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerOptions:
+    """The options of one adapted layer; its constructor's arguments.
+
+    Attributes:
+        rank: Rank of each basis.
+        alpha: The update is scaled by `alpha / rank`.
+        basis: Distribution of the bases.
+        sparsity: Resolved sparsity of ternary bases, else `None`.
+        seed: Seed of the bases.
+        num_bases: Upper bound on the number of bases, `None` for full rank.
+        dropout: Rate of dropout on the adapter's input.
+        basis_storage: `"stored"` or `"regenerated"`.
+        compute: `"auto"`, `"materialized"` or `"factored"`.
+        train_bias: Whether the layer's bias is trained.
+    """
+
+    rank: int
+    alpha: float
+    basis: str
+    sparsity: float | None
+    seed: int
+    num_bases: int | None
+    dropout: float
+    basis_storage: str
+    compute: str
+    train_bias: bool
+
+    @classmethod
+    def from_config(cls, config: RandLoRAConfig, train_bias: bool) -> LayerOptions:
+        """Return the part of a configuration that concerns one layer."""
+        names = {field.name for field in dataclasses.fields(cls)} - {"train_bias"}
+        shared = {name: getattr(config, name) for name in names}
+        return cls(train_bias=train_bias, **shared)
+
+    def bank_for(self, shapes: Sequence[UpdateShape], dtype: Any = None) -> BasisBank:
+        """Return the smallest bank of bases that serves all `shapes`."""
+        larger = max(shape.larger for shape in shapes)
+        sparsity = resolve_sparsity(self.basis, self.sparsity, larger)
+        spec = BasisSpec(self.basis, sparsity, self.seed)
+        return BasisBank.for_shapes(
+            shapes,
+            spec,
+            storage=self.basis_storage,
+            name="randlora_bank",
+            dtype=dtype,
+        )
+
+
+class RandLoRAAdapter(keras.layers.Layer):
+    """The trainable λ and γ of one layer, and the product that uses them.
+
+    A child of the layer it adapts, so that its variables are named
+    `<layer path>/randlora/lambda` and `<layer path>/randlora/gamma`. Both are
+    float32 under every dtype policy.
+
+    Attributes:
+        lambda_: λ of shape `(r, n)`, starts at 0.
+        gamma: γ of shape `(n, s)`, starts at `1 / s`.
+        bank: The shared bases.
+        options: The layer's options.
+    """
+
+    def __init__(
+        self, owner: RandLoRALayer, options: LayerOptions, bank: BasisBank
+    ) -> None:
+        super().__init__(name="randlora", dtype=owner.dtype_policy)
+        self._parent_path = owner.path
+        self.options = options
+        self.shape = owner.update_shape(options)
+        self.bank = bank
+        self.product = AdaptedProduct(
+            owner.kernel_layout(), self.shape, bank, options.alpha / options.rank
+        )
+        self.dropout = (
+            keras.layers.Dropout(options.dropout, dtype=owner.dtype_policy)
+            if options.dropout
+            else None
+        )
+        self._owner = weakref.ref(owner)
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create λ and γ."""
+        shape = self.shape
+        self.lambda_ = self._factor("lambda", (shape.rank, shape.num_bases), 0.0)
+        self.gamma = self._factor(
+            "gamma", (shape.num_bases, shape.smaller), 1.0 / shape.smaller
+        )
+
+    def way(self, input_shape: tuple[int | None, ...]) -> str:
+        """Return `"materialized"` or `"factored"` for an input of this shape."""
+        tokens = self.product.layout.tokens(tuple(input_shape))
+        return self.product.way(
+            self.options.compute, tokens, dropout=self.dropout is not None
+        )
+
+    def multiply(
+        self, inputs: Array, kernel: Array, training: bool | None = None
+    ) -> Array:
+        """Return `inputs · (kernel + update)`."""
+        factors = (
+            ops.convert_to_tensor(self.lambda_),
+            ops.convert_to_tensor(self.gamma),
+        )
+        way = self.way(inputs.shape)
+        if way == "materialized" and not (self.dropout and training):
+            return self.product.materialized(inputs, kernel, *factors)
+        seen = self.dropout(inputs, training=training) if self.dropout else inputs
+        base = self.product.layout.apply(inputs, kernel)
+        if way == "factored":
+            return base + self.product.factored(seen, *factors)
+        return base + self.product.materialized(seen, ops.zeros_like(kernel), *factors)
+
+    def update(self) -> Array:
+        """Return the update of the kernel, in its shape, in float32."""
+        return self.product.update(
+            ops.convert_to_tensor(self.lambda_),
+            ops.convert_to_tensor(self.gamma),
+            "float32",
+        )
+
+    def reset(self) -> None:
+        """Set λ to 0 and γ to `1 / s`: the update is zero again."""
+        self.lambda_.assign(np.zeros(self.lambda_.shape, "float32"))
+        self.gamma.assign(np.full(self.gamma.shape, 1.0 / self.shape.smaller, "f4"))
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write λ, γ, and where subtracting the update misses the base kernel.
+
+        The layer's own slot holds the merged kernel. `merged - update` is the
+        base kernel up to rounding; the entries that differ are written out, so
+        that loading restores the base bit for bit.
+        """
+        owner = self._layer()
+        base = _to_numpy(owner._kernel)
+        recovered = _to_numpy(owner.unmerged_kernel(owner.merged_kernel()))
+        changed = np.flatnonzero(base != recovered)
+        store["lambda"] = _to_numpy(self.lambda_)
+        store["gamma"] = _to_numpy(self.gamma)
+        store["base_index"] = changed.astype("int64")
+        store["base_value"] = base.reshape(-1)[changed].astype("float32")
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read λ and γ and take the update out of the kernel that was loaded.
+
+        A store without them comes from a plain layer: its kernel is the base,
+        and the update is reset to zero.
+        """
+        if "lambda" not in store:
+            self.reset()
+            return
+        owner = self._layer()
+        self.lambda_.assign(np.asarray(store["lambda"]))
+        self.gamma.assign(np.asarray(store["gamma"]))
+        base = _to_numpy(owner.unmerged_kernel(owner._kernel)).copy()
+        index = np.asarray(store["base_index"])
+        base.reshape(-1)[index] = np.asarray(store["base_value"]).astype(base.dtype)
+        owner._kernel.assign(base)
+
+    def _factor(self, name: str, shape: tuple[int, int], value: float) -> Any:
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=keras.initializers.Constant(value),
+            dtype="float32",
+            autocast=False,
+        )
+
+    def _layer(self) -> RandLoRALayer:
+        owner = self._owner()
+        if owner is None:
+            raise RuntimeError(f"The layer adapted by '{self.path}' is gone.")
+        return owner
+
+
+class Attachment(NamedTuple):
+    """What makes a plain layer an adapted one."""
+
+    options: LayerOptions
+    bank: BasisBank
+    shares_bank: bool
+    adapter: RandLoRAAdapter
+
+
+class RandLoRALayer(keras.layers.Layer):
+    """What adapted `Dense` and `EinsumDense` layers share.
+
+    A mixin before the Keras class. The base kernel stays in the layer's own
+    `kernel`, frozen whatever `trainable` is set to; λ and γ live in the child
+    `layer.randlora`.
+    """
+
+    randlora: RandLoRAAdapter
+    plain_class: type[keras.layers.Layer]
+
+    def __init__(
+        self,
+        *args: Any,
+        rank: int,
+        alpha: float | None = None,
+        basis: str = "uniform",
+        sparsity: float | None = None,
+        seed: int = 0,
+        num_bases: int | None = None,
+        dropout: float = 0.0,
+        basis_storage: str = "stored",
+        compute: str = "auto",
+        train_bias: bool = True,
+        bank: BasisBank | None = None,
+        **kwargs: Any,
+    ) -> None:
+        config = RandLoRAConfig(
+            rank=rank,
+            alpha=alpha,
+            basis=basis,
+            sparsity=sparsity,
+            seed=seed,
+            num_bases=num_bases,
+            dropout=dropout,
+            basis_storage=basis_storage,
+            compute=compute,
+        )
+        for name in ("lora_rank", "kernel_constraint"):
+            if kwargs.get(name):
+                raise ValueError(
+                    f"`{name}` cannot be combined with RandLoRA. Received: "
+                    f"{name}={kwargs[name]!r}."
+                )
+        super().__init__(*args, **kwargs)
+        self.options = LayerOptions.from_config(config, bool(train_bias))
+        self.bank = bank
+        self._shares_bank = bank is not None
+
+    def build(self, input_shape: Any) -> None:
+        """Create the layer's variables, λ and γ, and its bases if it has none."""
+        super().build(input_shape)
+        if self.bank is None:
+            self.bank = self.options.bank_for(
+                [self.update_shape(self.options)], dtype=self.dtype_policy
+            )
+        self.attach(self.options, self.bank, shares_bank=self._shares_bank)
+
+    def update_shape(self, options: LayerOptions) -> UpdateShape:
+        """Return the sizes of the kernel's update."""
+        return self.shape_for(self, options)
+
+    def kernel_layout(self) -> KernelLayout:
+        """Return how the kernel is read as a matrix."""
+        return self.layout_of(self)
+
+    @classmethod
+    def shape_for(cls, layer: keras.layers.Layer, options: LayerOptions) -> UpdateShape:
+        """Return the sizes of the update that a plain layer would get."""
+        layout = cls.layout_of(layer)
+        return UpdateShape.of_kernel(
+            layout.inputs, layout.outputs, options.rank, options.num_bases
+        )
+
+    @staticmethod
+    def layout_of(layer: keras.layers.Layer) -> KernelLayout:
+        """Return how the kernel of a plain or adapted layer is read as a matrix.
+
+        Raises:
+            ValueError: The kernel does not split into input and output axes.
+        """
+        raise NotImplementedError
+
+    def attach(
+        self, options: LayerOptions, bank: BasisBank, shares_bank: bool = True
+    ) -> None:
+        """Add λ and γ to a built layer and freeze its kernel.
+
+        Args:
+            options: The layer's options.
+            bank: Bases, large enough for the kernel.
+            shares_bank: Whether other layers use the same bank.
+        """
+        shape = self.update_shape(options)
+        if not bank.serves(shape):
+            raise ValueError(
+                f"The bank of bases is too small for layer '{self.path}'. It serves "
+                f"rank {bank.rank}, sides up to {bank.b_rows} and {bank.a_columns}. "
+                f"Received: {shape}."
+            )
+        self.reattach(
+            Attachment(options, bank, shares_bank, RandLoRAAdapter(self, options, bank))
+        )
+
+    def reattach(self, attachment: Attachment) -> None:
+        """Put back what `detach` took off."""
+        self._tracker.unlock()
+        self.options = attachment.options
+        self.bank = attachment.bank
+        self._shares_bank = attachment.shares_bank
+        self.randlora = attachment.adapter
+        self._tracker.lock()
+        self.freeze_base()
+
+    def detach(self) -> Attachment:
+        """Take λ, γ and the bases off the layer; the kernel stays as it is."""
+        adapter = self.randlora
+        attachment = Attachment(self.options, adapter.bank, self._shares_bank, adapter)
+        self._tracker.unlock()
+        for child in (self.randlora, self.bank):
+            self._tracker.untrack(child)
+        del self.randlora, self.bank, self.options, self._shares_bank
+        self._tracker.lock()
+        return attachment
+
+    def freeze_base(self) -> None:
+        """Freeze the kernel, and the bias unless it is to be trained."""
+        self._kernel.trainable = False
+        if self.bias is not None:
+            self.bias.trainable = self.trainable and self.randlora.options.train_bias
+
+    @property
+    def trainable(self) -> bool:
+        """Whether λ, γ (and the bias, if asked) are trained; never the kernel."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.fset(self, value)
+        if hasattr(self, "randlora"):
+            self.freeze_base()
+
+    def call(self, inputs: Array, training: bool | None = None) -> Array:
+        """Return `activation(inputs · (kernel + update) + bias)`."""
+        kernel = ops.convert_to_tensor(self._kernel)
+        outputs = self.randlora.multiply(inputs, kernel, training=training)
+        if self.bias is not None:
+            outputs = ops.add(outputs, self.bias)
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        return outputs
+
+    def merged_kernel(self) -> Array:
+        """Return `kernel + update` in the kernel's dtype and shape."""
+        kernel = self._kernel
+        merged = ops.cast(kernel.value, "float32") + self.randlora.update()
+        return ops.cast(merged, kernel.dtype)
+
+    def unmerged_kernel(self, merged: Array) -> Array:
+        """Return `merged - update` in the kernel's dtype and shape."""
+        base = ops.cast(merged, "float32") - self.randlora.update()
+        return ops.cast(base, self._kernel.dtype)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write what a plain layer would, with the merged kernel as its kernel."""
+        own: dict[str, Any] = {}
+        super().save_own_variables(own)
+        if own:
+            own["0"] = self.merged_kernel()
+        for key, value in own.items():
+            store[key] = value
+
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: the layer is already adapted.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            f"Layer '{self.path}' is adapted by RandLoRA and cannot take Keras's "
+            "LoRA as well. Call `disable_randlora(model)` or "
+            "`merge_randlora(model)` first."
+        )
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: an adapted kernel is not quantized in place.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            f"Layer '{self.path}' is adapted by RandLoRA and cannot be quantized. "
+            "Call `merge_randlora(model)` first, then `model.quantize(...)`."
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        shared = self.bank if self._shares_bank else None
+        return {
+            **super().get_config(),
+            **dataclasses.asdict(self.options),
+            "bank": keras.saving.serialize_keras_object(shared),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> RandLoRALayer:
+        """Rebuild the layer from `get_config`'s result."""
+        bank = keras.saving.deserialize_keras_object(config.get("bank"))
+        return super().from_config({**config, "bank": bank})
+
+
+@keras.saving.register_keras_serializable(package="keras_randlora")
+class RandLoRADense(RandLoRALayer, keras.layers.Dense):
+    """A `keras.layers.Dense` with a frozen kernel and a RandLoRA update.
+
+    Args:
+        units: Dimensionality of the output.
+        rank: Rank `r` of each random basis.
+        alpha: The update is scaled by `alpha / rank`; default `20 * rank`.
+        basis: Distribution of the bases, see `keras_randlora.bases`.
+        sparsity: For `basis="ternary"`.
+        seed: Integer in `[0, 2**32)` that determines the bases.
+        num_bases: Upper bound on the number of bases; default full rank.
+        dropout: Rate of dropout on the adapter's input.
+        basis_storage: `"stored"` or `"regenerated"`.
+        compute: `"auto"`, `"materialized"` or `"factored"`.
+        train_bias: Whether the bias is trained.
+        bank: A `BasisBank` to share with other layers. By default the layer
+            owns a pair of its own.
+        **kwargs: Arguments of `keras.layers.Dense`.
+
+    Input shape: `(..., inputs)`. Output shape: `(..., units)`.
+
+    Raises:
+        ValueError: An option is out of range.
+        TypeError: An option has the wrong type.
+
+    Example:
+    >>> layer = RandLoRADense(8, rank=2)
+    >>> layer(np.ones((4, 6), "float32")).shape
+    (4, 8)
+    >>> sorted(weight.name for weight in layer.trainable_weights)
+    ['bias', 'gamma', 'lambda']
+    """
+
+    plain_class = keras.layers.Dense
+
+    def __init__(self, units: int, rank: int, **kwargs: Any) -> None:
+        super().__init__(units, rank=rank, **kwargs)
+
+    @staticmethod
+    def layout_of(layer: keras.layers.Layer) -> KernelLayout:
+        """Return how the kernel is read as a matrix."""
+        return dense_layout(tuple(layer._kernel.shape))
+
+
+@keras.saving.register_keras_serializable(package="keras_randlora")
+class RandLoRAEinsumDense(RandLoRALayer, keras.layers.EinsumDense):
+    """A `keras.layers.EinsumDense` with a frozen kernel and a RandLoRA update.
+
+    The kernel is seen as a matrix of its axes that are contracted with the input
+    by its axes that appear in the output: `(d, n * h)` for Gemma's query
+    `"btd,ndh->btnh"`.
+
+    Args:
+        equation: Einsum equation, perhaps with `...`.
+        output_shape: Output shape without the batch axis.
+        rank: Rank `r` of each random basis.
+        **kwargs: Options of `RandLoRADense`, and arguments of
+            `keras.layers.EinsumDense`.
+
+    Raises:
+        ValueError: The kernel does not split into input and output axes, or an
+            option is out of range.
+        TypeError: An option has the wrong type.
+
+    Example:
+    >>> layer = RandLoRAEinsumDense("btd,ndh->btnh", (None, 2, 3), rank=2)
+    >>> layer(np.ones((1, 5, 4), "float32")).shape
+    (1, 5, 2, 3)
+    """
+
+    plain_class = keras.layers.EinsumDense
+
+    def __init__(
+        self, equation: str, output_shape: Any, rank: int, **kwargs: Any
+    ) -> None:
+        super().__init__(equation, output_shape, rank=rank, **kwargs)
+
+    @staticmethod
+    def layout_of(layer: keras.layers.Layer) -> KernelLayout:
+        """Return how the kernel is read as a matrix."""
+        return einsum_layout(layer.equation, tuple(layer._kernel.shape))
+
+
+ADAPTED_CLASSES: dict[type, type[RandLoRALayer]] = {
+    keras.layers.Dense: RandLoRADense,
+    keras.layers.EinsumDense: RandLoRAEinsumDense,
+}
+
+
+def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the variables that a layer holds itself, not through children."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def _to_numpy(array: Array) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(array))

@@ -1,0 +1,24 @@
+"""The methods that importing `keras_randlora` adds to `keras.Model`."""
+
+from __future__ import annotations
+
+import keras
+
+from keras_randlora.adapt import disable_randlora, enable_randlora, merge_randlora
+from keras_randlora.files import load_adapter, save_adapter
+from keras_randlora.report import summary
+
+METHODS = {
+    "enable_randlora": enable_randlora,
+    "disable_randlora": disable_randlora,
+    "merge_randlora": merge_randlora,
+    "save_randlora": save_adapter,
+    "load_randlora": load_adapter,
+    "randlora_summary": summary,
+}
+
+
+def install() -> None:
+    """Make `model.enable_randlora(...)` and its like the functions themselves."""
+    for name, function in METHODS.items():
+        setattr(keras.Model, name, function)

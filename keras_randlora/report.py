@@ -1,0 +1,158 @@
+"""Counts of an adapted model: per layer, in all, in bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import keras
+
+from keras_randlora.bank import BasisBank
+from keras_randlora.layers import RandLoRALayer
+from keras_randlora.targets import sites
+
+_ITEM_SIZES = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One adapted layer.
+
+    Attributes:
+        path: The layer's path.
+        kernel_shape: Shape of its kernel.
+        inputs: Rows of the kernel as a matrix.
+        outputs: Columns of the kernel as a matrix.
+        rank: Rank of each basis.
+        num_bases: Number of bases.
+        trainable: Trainable parameters of the update, λ and γ.
+        compute: `"auto"`, `"materialized"` or `"factored"`.
+    """
+
+    path: str
+    kernel_shape: tuple[int, ...]
+    inputs: int
+    outputs: int
+    rank: int
+    num_bases: int
+    trainable: int
+    compute: str
+
+    @property
+    def name(self) -> str:
+        """The layer's own name."""
+        return self.path.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Report:
+    """An adapted model in numbers.
+
+    Attributes:
+        layers: The adapted layers, in the model's order.
+        adapter: Parameters of λ and γ.
+        trainable: All trainable parameters: the adapter's, and biases and layers
+            that are trained as they are.
+        total: Parameters of the model without the adapter and the bases.
+        basis_bytes: Bytes of the stored bases.
+    """
+
+    layers: tuple[LayerReport, ...]
+    adapter: int
+    trainable: int
+    total: int
+    basis_bytes: int
+
+    @property
+    def share(self) -> float:
+        """Trainable parameters as a fraction of the model's."""
+        return self.trainable / self.total
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of the adapter's values in a file (float32)."""
+        return 4 * self.trainable
+
+    def __str__(self) -> str:
+        """Return a table with one line for each kind of adapted layer."""
+        lines = [_row("layers", "kernel", "rank", "bases", "trainable")]
+        for (name, shape, rank, bases), group in self._kinds().items():
+            count = sum(layer.trainable for layer in group)
+            label = f"{name} × {len(group)}" if len(group) > 1 else name
+            lines.append(_row(label, shape, rank, bases, f"{count:,}"))
+        lines += [
+            f"{len(self.layers)} adapted layers, {self.adapter:,} parameters of λ and "
+            f"γ; {self.trainable:,} trainable in all, {self.share:.3%} of "
+            f"{self.total:,}.",
+            f"Adapter file {_bytes(self.adapter_bytes)}, stored bases "
+            f"{_bytes(self.basis_bytes)}.",
+        ]
+        return "\n".join(lines)
+
+    def _kinds(self) -> dict[tuple, list[LayerReport]]:
+        kinds: dict[tuple, list[LayerReport]] = {}
+        for layer in self.layers:
+            key = (layer.name, layer.kernel_shape, layer.rank, layer.num_bases)
+            kinds.setdefault(key, []).append(layer)
+        return kinds
+
+
+def summary(model: keras.Model) -> Report:
+    """Return the counts of an adapted model; print it for a table.
+
+    Raises:
+        ValueError: No layer of the model is adapted.
+    """
+    everything = sites(model)
+    adapted = [s for s in everything if isinstance(s.layer, RandLoRALayer)]
+    if not adapted:
+        raise ValueError(
+            f"Model '{model.name}' has no layer adapted by RandLoRA. Call "
+            "`enable_randlora(model, ...)` first."
+        )
+    banks = [s.layer for s in everything if isinstance(s.layer, BasisBank)]
+    layers = tuple(_layer_report(site.path, site.layer) for site in adapted)
+    adapter = sum(layer.trainable for layer in layers)
+    bases = sum(_count(bank.weights) for bank in banks)
+    return Report(
+        layers=layers,
+        adapter=adapter,
+        trainable=_count(model.trainable_weights),
+        total=_count(model.weights) - adapter - bases,
+        basis_bytes=sum(_bytes_of(v) for bank in banks for v in bank.weights),
+    )
+
+
+def _layer_report(path: str, layer: RandLoRALayer) -> LayerReport:
+    shape = layer.randlora.shape
+    return LayerReport(
+        path=path,
+        kernel_shape=tuple(layer._kernel.shape),
+        inputs=shape.inputs,
+        outputs=shape.outputs,
+        rank=shape.rank,
+        num_bases=shape.num_bases,
+        trainable=shape.trainable,
+        compute=layer.options.compute,
+    )
+
+
+def _count(variables: list[keras.Variable]) -> int:
+    return sum(math.prod(variable.shape) for variable in variables)
+
+
+def _bytes_of(variable: keras.Variable) -> int:
+    return math.prod(variable.shape) * _ITEM_SIZES[variable.dtype]
+
+
+def _row(label: str, shape: object, rank: object, bases: object, count: str) -> str:
+    return f"{label:<40} {shape!s:<18} {rank!s:>5} {bases!s:>6} {count:>13}"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.3g} {unit}"

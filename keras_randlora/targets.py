@@ -1,0 +1,337 @@
+"""From patterns to layers: which layers of a model are adapted or trained."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import keras
+
+from keras_randlora.config import RandLoRAConfig
+from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer
+
+_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+_BLOCK_INDEX = re.compile(r"_(\d+)$")
+_GLOB_CHARACTERS = frozenset("*?[")
+DEFAULT_GROUP = "attention"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One layer of a model and where it stands.
+
+    Attributes:
+        layer: The layer.
+        path: Its path, unique in the model.
+        ancestors: The layers that hold it, outermost first, the model included.
+    """
+
+    layer: keras.layers.Layer
+    path: str
+    ancestors: tuple[keras.layers.Layer, ...]
+
+    @property
+    def name(self) -> str:
+        """The layer's own name."""
+        return self.layer.name
+
+    @property
+    def linear(self) -> bool:
+        """Whether the layer is of a kind that RandLoRA adapts."""
+        return type(self.layer) in ADAPTED_CLASSES
+
+    @property
+    def in_attention(self) -> bool:
+        """Whether the layer belongs to an attention layer."""
+        holders = (holder for holder in self.ancestors if not _is_model(holder))
+        names = (f"{type(holder).__name__} {holder.name}" for holder in holders)
+        return any(_ATTENTION.search(name) for name in names)
+
+    @property
+    def block_index(self) -> int | None:
+        """Number of the outermost numbered block that holds the layer."""
+        models = {holder.name for holder in self.ancestors if _is_model(holder)}
+        for component in self.path.split("/")[:-1]:
+            match = _BLOCK_INDEX.search(component)
+            if match and component not in models:
+                return int(match.group(1))
+        return None
+
+
+class Selection(NamedTuple):
+    """What a configuration selects in a model, each in the model's order."""
+
+    adapted: list[Site]
+    also_trained: list[Site]
+
+
+def sites(model: keras.Model) -> list[Site]:
+    """Return every layer of a model once, in the model's order.
+
+    Two layers of the same path are told apart by `#2`, `#3`, … on the later ones.
+    """
+    found: list[Site] = []
+    taken: dict[str, int] = {}
+    for layer, ancestors in _walk(model, (), set()):
+        path = layer.path or "/".join([*(a.name for a in ancestors[1:]), layer.name])
+        taken[path] = taken.get(path, 0) + 1
+        unique = path if taken[path] == 1 else f"{path}#{taken[path]}"
+        found.append(Site(layer, unique, ancestors))
+    return found
+
+
+def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
+    """Return the layers that `config` adapts and those it also trains.
+
+    Nothing in the model changes.
+
+    Raises:
+        ValueError: A pattern matches nothing, names a layer of an unsupported
+            kind, or a selected layer cannot be adapted.
+    """
+    everything = sites(model)
+    _require_built(model, everything)
+    adapted = _targeted(model, everything, config)
+    excluded: set[int] = set()
+    for pattern in config.exclude:
+        excluded |= _ids(_matching(model, everything, pattern, "exclude"))
+    adapted = [site for site in adapted if id(site.layer) not in excluded]
+    adapted = _in_blocks(adapted, config.layers)
+    if not adapted:
+        raise ValueError(
+            "No layer is left to adapt: `exclude` removes all that `targets` "
+            f"selects. Received: targets={config.targets}, exclude={config.exclude}."
+        )
+    for site in adapted:
+        _require_adaptable(site)
+    also_trained: list[Site] = []
+    for pattern in config.also_train:
+        also_trained += _matching(model, everything, pattern, "also_train")
+    chosen = _ids(also_trained)
+    overlap = [site.path for site in adapted if id(site.layer) in chosen]
+    if overlap:
+        raise ValueError(
+            f"Layer '{overlap[0]}' stands in `targets` and in `also_train`. Its "
+            "kernel cannot be both frozen under an update and trained; leave it out "
+            "of one of them."
+        )
+    return Selection(adapted, [site for site in everything if id(site.layer) in chosen])
+
+
+def select_paths(
+    model: keras.Model, adapted: Sequence[str], also_trained: Sequence[str]
+) -> Selection:
+    """Return the layers of exactly these paths.
+
+    Raises:
+        ValueError: A path is not in the model, or its layer cannot be adapted.
+    """
+    by_path = {site.path: site for site in sites(model)}
+    for path in (*adapted, *also_trained):
+        if path not in by_path:
+            near = difflib.get_close_matches(path, by_path, n=1)
+            hint = f" Nearest: '{near[0]}'." if near else ""
+            raise ValueError(f"The model '{model.name}' has no layer '{path}'.{hint}")
+    for path in adapted:
+        if not by_path[path].linear:
+            raise ValueError(_unsupported_message(path, by_path[path]))
+        _require_adaptable(by_path[path])
+    return Selection(
+        [by_path[path] for path in adapted], [by_path[path] for path in also_trained]
+    )
+
+
+def _targeted(
+    model: keras.Model, everything: list[Site], config: RandLoRAConfig
+) -> list[Site]:
+    if config.targets is None:
+        return _default_targets(model, everything)
+    chosen: set[int] = set()
+    for pattern in config.targets:
+        matches = _matching(model, everything, pattern, "targets")
+        linear = [site for site in matches if site.linear]
+        if not linear:
+            raise ValueError(_unsupported_message(pattern, matches[0]))
+        chosen |= _ids(linear)
+    return [site for site in everything if id(site.layer) in chosen]
+
+
+def _default_targets(model: keras.Model, everything: list[Site]) -> list[Site]:
+    backbone = getattr(model, "backbone", model)
+    names: list[str] = getattr(backbone, "default_lora_layer_names", list)()
+    chosen = [site for site in everything if site.linear and site.name in names]
+    chosen = chosen or _GROUPS[DEFAULT_GROUP](model, everything)
+    if not chosen:
+        linear = [site.path for site in everything if site.linear]
+        raise ValueError(
+            f"Model '{model.name}' has no attention layers to adapt by default. "
+            "Pass `targets`, for instance targets='all-linear'. Dense and "
+            f"EinsumDense layers: {_shortened(linear)}."
+        )
+    return chosen
+
+
+def _matching(
+    model: keras.Model, everything: list[Site], pattern: str, option: str
+) -> list[Site]:
+    """Return the sites that a pattern matches; at least one, or raise."""
+    if pattern in _GROUPS:
+        matches = _GROUPS[pattern](model, everything)
+    else:
+        matches = [site for site in everything if _matches(site, pattern)]
+    if not matches:
+        raise ValueError(_no_match_message(pattern, option, everything))
+    return matches
+
+
+def _matches(site: Site, pattern: str) -> bool:
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], site.path) is not None
+    if _GLOB_CHARACTERS & set(pattern):
+        return fnmatch.fnmatchcase(site.path, pattern) or fnmatch.fnmatchcase(
+            site.name, pattern
+        )
+    return (
+        pattern in (site.name, site.path)
+        or "/" in pattern
+        and site.path.endswith(f"/{pattern}")
+    )
+
+
+def _attention(model: keras.Model, everything: list[Site]) -> list[Site]:
+    return [site for site in everything if site.linear and site.in_attention]
+
+
+def _mlp(model: keras.Model, everything: list[Site]) -> list[Site]:
+    return [
+        site
+        for site in everything
+        if site.linear and not site.in_attention and site.block_index is not None
+    ]
+
+
+def _all_linear(model: keras.Model, everything: list[Site]) -> list[Site]:
+    backbone = getattr(model, "backbone", None)
+    return [
+        site
+        for site in everything
+        if site.linear and (backbone is None or backbone in site.ancestors)
+    ]
+
+
+_GROUPS: dict[str, Callable[[keras.Model, list[Site]], list[Site]]] = {
+    "attention": _attention,
+    "mlp": _mlp,
+    "all-linear": _all_linear,
+}
+
+
+def _in_blocks(chosen: list[Site], layers: tuple[int, ...] | None) -> list[Site]:
+    if layers is None:
+        return chosen
+    present = {site.block_index for site in chosen} - {None}
+    missing = sorted(set(layers) - present)  # type: ignore[arg-type]
+    if missing:
+        raise ValueError(
+            f"`layers` names block {missing[0]}, but the targets stand in blocks "
+            f"{sorted(present)}. Received: layers={list(layers)}."
+        )
+    return [site for site in chosen if site.block_index in layers]
+
+
+def _require_built(model: keras.Model, everything: list[Site]) -> None:
+    waiting = [s for s in everything if not s.layer.built and s.linear]
+    if waiting or not model.built:
+        name = waiting[0].path if waiting else model.name
+        raise ValueError(
+            f"Model '{model.name}' is not built yet: '{name}' has no kernel. Call "
+            "the model on one batch (or `model.build(input_shape)`) first."
+        )
+
+
+def _require_adaptable(site: Site) -> None:
+    layer = site.layer
+    if layer.quantization_mode is not None:
+        raise ValueError(
+            f"Layer '{site.path}' is quantized ({layer.quantization_mode}). RandLoRA "
+            "adapts floating-point kernels; load the model without quantization."
+        )
+    if layer.lora_enabled:
+        raise ValueError(
+            f"Layer '{site.path}' has Keras's LoRA enabled. Merge it first by saving "
+            "and reloading the weights into a model without LoRA."
+        )
+    if layer.kernel_constraint is not None:
+        raise ValueError(
+            f"Layer '{site.path}' has a `kernel_constraint`, which an update of the "
+            "kernel would not respect. Remove the constraint or the target."
+        )
+    try:
+        ADAPTED_CLASSES[type(layer)].layout_of(layer)
+    except ValueError as error:
+        raise ValueError(f"Layer '{site.path}' cannot be adapted. {error}") from error
+
+
+def _unsupported_message(pattern: str, site: Site) -> str:
+    kind = type(site.layer).__name__
+    inside = ""
+    if isinstance(site.layer, RandLoRALayer):
+        return (
+            f"Layer '{site.path}' is adapted already ({kind}). Call "
+            "`disable_randlora(model)` or `merge_randlora(model)` first."
+        )
+    if any(True for _ in _children(site.layer)):
+        inside = f" To adapt the layers inside it, use '{site.path}/*'."
+    return (
+        f"Target '{pattern}' matches '{site.path}', a {kind} layer. RandLoRA adapts "
+        f"keras.layers.Dense and keras.layers.EinsumDense.{inside}"
+    )
+
+
+def _no_match_message(pattern: str, option: str, everything: list[Site]) -> str:
+    linear = [site for site in everything if site.linear]
+    names = list(dict.fromkeys(site.name for site in linear))
+    nearest = difflib.get_close_matches(
+        pattern, [*names, *(site.path for site in linear)], n=3, cutoff=0.5
+    )
+    hint = f" Nearest: {nearest}." if nearest else ""
+    return (
+        f"`{option}` matches no layer of the model. Received: {pattern!r}.{hint} "
+        f"Dense and EinsumDense layers are named {_shortened(names)}."
+    )
+
+
+def _shortened(names: list[str], limit: int = 12) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:limit])
+    more = f", … ({len(names)} in all)" if len(names) > limit else ""
+    return f"[{shown}{more}]"
+
+
+def _walk(
+    layer: keras.layers.Layer,
+    ancestors: tuple[keras.layers.Layer, ...],
+    seen: set[int],
+) -> Iterator[tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]]:
+    for child in _children(layer):
+        if id(child) in seen:
+            continue
+        seen.add(id(child))
+        holders = (*ancestors, layer)
+        yield child, holders
+        yield from _walk(child, holders, seen)
+
+
+def _children(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    yield from layer._layers
+
+
+def _ids(chosen: list[Site]) -> set[int]:
+    return {id(site.layer) for site in chosen}
+
+
+def _is_model(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.Model)

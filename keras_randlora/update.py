@@ -1,0 +1,176 @@
+"""The mathematics of the RandLoRA update, as pure functions of arrays.
+
+| symbol | name here | shape | kind |
+|---|---|---|---|
+| A | `basis_a` | `(r, s)` | frozen |
+| B | `basis_b` | `(l, n * r)` | frozen |
+| λ | `lambda_` | `(r, n)` | trainable, starts at 0 |
+| γ | `gamma` | `(n, s)` | trainable, starts at `1 / s` |
+| M | the update | `(l, s)` | `scale * sum_j B_j diag(λ_j) A diag(γ_j)` |
+
+`l` and `s` are the larger and the smaller side of the kernel, `n` the number of
+bases, and `B_j` the columns `j, n + j, 2n + j, …` of B. So column `k * n + j` of
+B meets row `k * n + j` of the stacked `λ[k, j] * A[k] * γ[j]`, the order in which
+Hugging Face PEFT flattens its tensors (`peft/tuners/randlora/layer.py`).
+
+Reference: RandLoRA: Full-rank parameter-efficient fine-tuning of large models
+(Albert et al., ICLR 2025), equation 4.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from keras import ops
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class UpdateShape:
+    """Sizes of the update of one kernel, seen as a matrix `(inputs, outputs)`.
+
+    Attributes:
+        inputs: Rows of the kernel matrix.
+        outputs: Columns of the kernel matrix.
+        rank: Rank `r` of each basis.
+        num_bases: Number of bases `n`.
+    """
+
+    inputs: int
+    outputs: int
+    rank: int
+    num_bases: int
+
+    @classmethod
+    def of_kernel(
+        cls, inputs: int, outputs: int, rank: int, num_bases: int | None = None
+    ) -> UpdateShape:
+        """Return the shape with `ceil(s / r)` bases, or `num_bases` if fewer."""
+        full = math.ceil(min(inputs, outputs) / rank)
+        return cls(inputs, outputs, rank, min(full, num_bases or full))
+
+    @property
+    def larger(self) -> int:
+        """The larger side `l`."""
+        return max(self.inputs, self.outputs)
+
+    @property
+    def smaller(self) -> int:
+        """The smaller side `s`."""
+        return min(self.inputs, self.outputs)
+
+    @property
+    def columns(self) -> int:
+        """Columns of B in use, `n * r`."""
+        return self.num_bases * self.rank
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the kernel's update is `Mᵀ` (inputs on the smaller side)."""
+        return self.inputs <= self.outputs
+
+    @property
+    def trainable(self) -> int:
+        """Trainable parameters, `n * (r + s)`."""
+        return self.num_bases * (self.rank + self.smaller)
+
+
+class AdapterGradients(NamedTuple):
+    """Gradients of the loss: `lambda_` of shape `(r, n)`, `gamma` `(n, s)`."""
+
+    lambda_: Array
+    gamma: Array
+
+
+def scaled_basis_a(lambda_: Array, gamma: Array, basis_a: Array) -> Array:
+    """Return the stacked `diag(λ_j) A diag(γ_j)` of shape `(r * n, s)`.
+
+    Row `k * n + j` is `λ[k, j] * A[k] * γ[j]`.
+    """
+    rank, num_bases = lambda_.shape
+    stacked = lambda_[:, :, None] * basis_a[:, None, :] * gamma[None, :, :]
+    return ops.reshape(stacked, (rank * num_bases, gamma.shape[1]))
+
+
+def update_matrix(
+    lambda_: Array, gamma: Array, basis_a: Array, basis_b: Array, scale: float
+) -> Array:
+    """Return the update `M = scale * sum_j B_j diag(λ_j) A diag(γ_j)`, `(l, s)`."""
+    return ops.matmul(basis_b, scale * scaled_basis_a(lambda_, gamma, basis_a))
+
+
+def kernel_update(
+    shape: UpdateShape,
+    lambda_: Array,
+    gamma: Array,
+    basis_a: Array,
+    basis_b: Array,
+    scale: float,
+) -> Array:
+    """Return the update of the kernel matrix, of shape `(inputs, outputs)`.
+
+    The factors are multiplied in the dtype of `basis_b`; λ, γ and A are combined
+    in float32 before.
+    """
+    scaled = scale * scaled_basis_a(lambda_, gamma, ops.cast(basis_a, "float32"))
+    scaled = ops.cast(scaled, basis_b.dtype)
+    if shape.transposed:
+        return ops.matmul(ops.transpose(scaled), ops.transpose(basis_b))
+    return ops.matmul(basis_b, scaled)
+
+
+def adapter_gradients(
+    scaled_gradient: Array, lambda_: Array, gamma: Array, basis_a: Array
+) -> AdapterGradients:
+    """Turn the gradient of `scaled_basis_a`'s result into those of λ and γ.
+
+    Args:
+        scaled_gradient: Gradient of shape `(r * n, s)`.
+        lambda_: λ of shape `(r, n)`.
+        gamma: γ of shape `(n, s)`.
+        basis_a: A of shape `(r, s)`.
+    """
+    rank, num_bases = lambda_.shape
+    gradient = ops.reshape(scaled_gradient, (rank, num_bases, gamma.shape[1]))
+    gradient = gradient * basis_a[:, None, :]
+    return AdapterGradients(
+        lambda_=ops.sum(gradient * gamma[None, :, :], axis=2),
+        gamma=ops.sum(gradient * lambda_[:, :, None], axis=0),
+    )
+
+
+def gradients_from_kernel(
+    shape: UpdateShape,
+    kernel_gradient: Array,
+    lambda_: Array,
+    gamma: Array,
+    basis_a: Array,
+    basis_b: Array,
+    scale: float,
+) -> AdapterGradients:
+    """Return the gradients of λ and γ from the gradient of the kernel matrix.
+
+    With `G` the gradient of M, `P = Bᵀ G` is one product and both gradients are
+    contractions of `P` with A.
+
+    Args:
+        shape: Sizes of the update.
+        kernel_gradient: Gradient of the kernel matrix, `(inputs, outputs)`.
+        lambda_: λ of shape `(r, n)`, float32.
+        gamma: γ of shape `(n, s)`, float32.
+        basis_a: A of shape `(r, s)`.
+        basis_b: B of shape `(l, n * r)`.
+        scale: The factor of the update.
+    """
+    if shape.transposed:
+        kernel_gradient = ops.transpose(kernel_gradient)
+    projected = ops.matmul(ops.transpose(basis_b), kernel_gradient)
+    return adapter_gradients(
+        scale * ops.cast(projected, "float32"),
+        lambda_,
+        gamma,
+        ops.cast(basis_a, "float32"),
+    )

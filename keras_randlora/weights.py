@@ -1,0 +1,97 @@
+"""The trained values of an adapted model as a dictionary of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_randlora.adapt import adapted_state
+
+
+def adapter_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """Return λ and γ of every adapted layer, and what is trained beside them.
+
+    Keys are `<layer path>/lambda`, `<layer path>/gamma` and, for biases and layers
+    trained as they are, `<layer path>/<variable name>`.
+
+    Raises:
+        ValueError: The model is not adapted.
+    """
+    state = adapted_state(model)
+    variables = {}
+    for site in state.selection.adapted:
+        variables[f"{site.path}/lambda"] = site.layer.randlora.lambda_
+        variables[f"{site.path}/gamma"] = site.layer.randlora.gamma
+    return {**variables, **state.extra}
+
+
+def get_adapter(model: keras.Model) -> dict[str, np.ndarray]:
+    """Return a copy of the trained values, `{path: array}`.
+
+    Returns:
+        λ of shape `(r, n)` under `<layer path>/lambda`, γ of shape `(n, s)` under
+        `<layer path>/gamma`, both float32, and what is trained beside them.
+
+    Raises:
+        ValueError: The model is not adapted.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = enable_randlora(model, rank=2, targets="d")
+    >>> {path: array.shape for path, array in get_adapter(model).items()}
+    {'d/lambda': (2, 2), 'd/gamma': (2, 4)}
+    """
+    return {
+        path: np.array(ops.convert_to_numpy(variable))
+        for path, variable in adapter_variables(model).items()
+    }
+
+
+def set_adapter(model: keras.Model, state: Mapping[str, Any]) -> None:
+    """Set the trained values from a dictionary as `get_adapter` returns it.
+
+    Nothing is compiled anew: adapters are switched by assigning arrays.
+
+    Raises:
+        ValueError: The model is not adapted, or `state` has a missing, unknown,
+            misshapen or non-finite entry. The model is unchanged.
+    """
+    variables = adapter_variables(model)
+    check_adapter(
+        state, {path: tuple(variable.shape) for path, variable in variables.items()}
+    )
+    for path, variable in variables.items():
+        variable.assign(np.asarray(state[path]))
+
+
+def check_adapter(
+    state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Check that `state` has exactly these entries, of these shapes, all finite.
+
+    Raises:
+        ValueError: Naming the first entry that is not right.
+    """
+    for path, shape in shapes.items():
+        if path not in state:
+            raise ValueError(f"The adapter has no entry '{path}' of shape {shape}.")
+        array = np.asarray(state[path])
+        if array.shape != shape:
+            raise ValueError(
+                f"The adapter's entry '{path}' has shape {array.shape}; the model "
+                f"expects {shape}."
+            )
+        if not np.all(np.isfinite(array.astype("float32"))):
+            raise ValueError(
+                f"The adapter's entry '{path}' holds values that are not finite."
+            )
+    for path in state:
+        if path not in shapes:
+            raise ValueError(
+                f"The adapter's entry '{path}' belongs to no adapted layer of the "
+                "model."
+            )
