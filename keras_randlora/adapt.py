@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_randlora.bank import BasisBank
-from keras_randlora.config import RandLoRAConfig
+from keras_randlora.bank import BasisBank, GivenBasisBank
+from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.layers import (
     ADAPTED_CLASSES,
     Attachment,
@@ -25,6 +25,7 @@ from keras_randlora.layers import (
 from keras_randlora.report import Report, summary
 from keras_randlora.targets import Selection, select, sites
 
+Bases = tuple[np.ndarray, np.ndarray]
 _STATE = "_randlora_state"
 _COMPILED_FUNCTIONS = (
     "train_function",
@@ -51,14 +52,14 @@ class AdaptedState:
         selection: The adapted and the also trained layers.
         extra: The variables trained beside λ and γ, by path.
         was_trainable: What was trainable before.
-        merged: Whether the layers are plain for the time of `merged`.
+        block: The block that the model is in: `"merged"`, `"base_only"` or `None`.
     """
 
     config: RandLoRAConfig
     selection: Selection
     extra: dict[str, keras.Variable]
     was_trainable: list[TrainableFlag]
-    merged: bool = False
+    block: str | None = None
 
 
 def enable_randlora(
@@ -139,7 +140,11 @@ def enable_randlora(
 
 
 def enable_with_config(
-    model: keras.Model, config: RandLoRAConfig, selection: Selection | None = None
+    model: keras.Model,
+    config: RandLoRAConfig,
+    selection: Selection | None = None,
+    *,
+    bases: Bases | None = None,
 ) -> Report:
     """Adapt a model as `enable_randlora` does, with the options as one value.
 
@@ -148,6 +153,8 @@ def enable_with_config(
         config: The options.
         selection: The layers to adapt and train, where they are known already;
             default: those that `config` selects.
+        bases: With `basis="given"`: `basis_a` of shape `(r, s)` and `basis_b` of
+            shape `(l, n * r)`, large enough for every layer.
 
     Returns:
         A `Report` of the adapted layers and the counts.
@@ -156,7 +163,7 @@ def enable_with_config(
     _require_plain(model)
     selection = selection or select(model, config)
     options = LayerOptions.from_config(config, config.train_bias != "none")
-    bank = _bank_for(selection, options)
+    bank = _bank_for(selection, options, bases)
     flags = _trainable_flags(model)
     extra = _extra_variables(model, selection, config)
     _attach_all(selection, options, bank)
@@ -167,10 +174,32 @@ def enable_with_config(
     return summary(model)
 
 
+def adapter_shapes(
+    model: keras.Model, config: RandLoRAConfig, selection: Selection
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the entries that `get_adapter` would have.
+
+    Args:
+        model: A plain model.
+        config: The options.
+        selection: The layers to adapt and train.
+    """
+    options = LayerOptions.from_config(config, config.train_bias != "none")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for site in selection.adapted:
+        shape = ADAPTED_CLASSES[type(site.layer)].shape_for(site.layer, options)
+        shapes[f"{site.path}/lambda"] = (shape.rank, shape.num_bases)
+        shapes[f"{site.path}/gamma"] = (shape.num_bases, shape.smaller)
+    extra = _extra_variables(model, selection, config)
+    return {**shapes, **{path: tuple(v.shape) for path, v in extra.items()}}
+
+
 def disable_randlora(model: keras.Model) -> None:
     """Make the layers plain again, with their base kernels bit for bit.
 
-    What `enable_randlora` froze is thawed to what it was.
+    Biases and layers that were trained as they are keep their trained values. What
+    `enable_randlora` froze is thawed to what it was. A compiled model stays
+    compiled; its optimizer starts anew if it is fitted again.
 
     Raises:
         ValueError: The model is not adapted.
@@ -183,7 +212,8 @@ def disable_randlora(model: keras.Model) -> None:
 def merge_randlora(model: keras.Model) -> None:
     """Fold the updates into the kernels and make the layers plain again.
 
-    What `enable_randlora` froze is thawed to what it was.
+    What `enable_randlora` froze is thawed to what it was. A compiled model stays
+    compiled; its optimizer starts anew if it is fitted again.
 
     Raises:
         ValueError: The model is not adapted.
@@ -213,7 +243,7 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
     for layer in adapted:
         layer._kernel.assign(layer.merged_kernel())
     attachments = _detach_all(selection)
-    state.merged = True
+    state.block = "merged"
     _refresh(model, selection)
     try:
         yield model
@@ -221,7 +251,7 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
         for layer, kernel in zip(adapted, kernels, strict=True):
             layer._kernel.assign(kernel)
         _reattach_all(selection, attachments)
-        state.merged = False
+        state.block = None
         _refresh(model, selection)
         for owner, name, function in functions:
             setattr(owner, name, function)
@@ -233,6 +263,7 @@ def base_only(model: keras.Model) -> Iterator[keras.Model]:
 
     λ is set to zero for the time of the block, so that the outputs are exactly
     those of the base model (the reference policy of preference optimization).
+    Biases and layers that are trained as they are keep their trained values.
 
     Raises:
         ValueError: The model is not adapted.
@@ -242,9 +273,11 @@ def base_only(model: keras.Model) -> Iterator[keras.Model]:
     saved = [np.array(ops.convert_to_numpy(a.lambda_)) for a in adapters]
     for adapter in adapters:
         adapter.lambda_.assign(np.zeros(adapter.lambda_.shape, "float32"))
+    state.block = "base_only"
     try:
         yield model
     finally:
+        state.block = None
         for adapter, value in zip(adapters, saved, strict=True):
             adapter.lambda_.assign(value)
 
@@ -258,7 +291,7 @@ def adapted_state(model: keras.Model) -> AdaptedState:
     """Return what `enable_randlora` remembered.
 
     Raises:
-        ValueError: The model is not adapted, or within `merged`.
+        ValueError: The model is not adapted, or within `merged` or `base_only`.
     """
     _require_model(model)
     state = getattr(model, _STATE, None)
@@ -271,12 +304,25 @@ def adapted_state(model: keras.Model) -> AdaptedState:
             else "Call `enable_randlora(model, ...)` first."
         )
         raise ValueError(f"Model '{model.name}' is not adapted by RandLoRA. {remedy}")
-    if state.merged:
+    if state.block:
         raise ValueError(
-            f"Model '{model.name}' is merged for the time of a `merged(model)` block. "
-            "Leave the block first."
+            f"Model '{model.name}' is inside a `{state.block}(model)` block. Leave the "
+            "block first."
         )
     return state
+
+
+def given_bases(model: keras.Model) -> Bases | None:
+    """Return the bases that were passed in, `None` where they follow from the seed.
+
+    Returns:
+        `basis_a` of shape `(r, s)` and `basis_b` of shape `(l, n * r)`, float32.
+
+    Raises:
+        ValueError: The model is not adapted.
+    """
+    bank = adapted_state(model).selection.adapted[0].layer.bank
+    return bank.draw() if bank.given else None
 
 
 def _require_model(model: Any) -> None:
@@ -297,12 +343,25 @@ def _require_plain(model: keras.Model) -> None:
         )
 
 
-def _bank_for(selection: Selection, options: LayerOptions) -> BasisBank:
+def _bank_for(
+    selection: Selection, options: LayerOptions, bases: Bases | None
+) -> BasisBank:
     layers = [site.layer for site in selection.adapted]
     shapes = [
         ADAPTED_CLASSES[type(layer)].shape_for(layer, options) for layer in layers
     ]
-    return options.bank_for(shapes, dtype=layers[0].dtype_policy)
+    dtype = layers[0].dtype_policy
+    if bases is None:
+        return options.bank_for(shapes, dtype=dtype)
+    if options.basis != GIVEN:
+        raise ValueError(
+            "Bases are passed in with basis='given' only. Received: "
+            f"basis={options.basis!r}."
+        )
+    bank = GivenBasisBank.of_arrays(*bases, name="randlora_bank", dtype=dtype)
+    for site, shape in zip(selection.adapted, shapes, strict=True):
+        bank.require_serves(shape, site.path)
+    return bank
 
 
 def _attach_all(selection: Selection, options: LayerOptions, bank: BasisBank) -> None:
@@ -352,6 +411,14 @@ def _trainable_flags(model: keras.Model) -> list[TrainableFlag]:
     ]
 
 
+def set_trainable(flags: list[TrainableFlag]) -> None:
+    """Make layers and variables as trainable as `flags` say."""
+    for flag in flags:
+        flag.layer._trainable = flag.trainable
+        for variable, trainable in flag.variables:
+            variable.trainable = trainable
+
+
 def _train_only(model: keras.Model, extra: dict[str, keras.Variable]) -> None:
     """Freeze everything but λ, γ and the extra variables.
 
@@ -372,13 +439,10 @@ def _train_only(model: keras.Model, extra: dict[str, keras.Variable]) -> None:
 
 def _finish(model: keras.Model, state: AdaptedState) -> None:
     """Thaw what was trainable before and forget the adaptation."""
-    for flag in state.was_trainable:
-        flag.layer._trainable = flag.trainable
-        for variable, trainable in flag.variables:
-            variable.trainable = trainable
+    set_trainable(state.was_trainable)
     delattr(model, _STATE)
     _refresh(model, state.selection)
-    _require_new_compile(model)
+    renew_optimizer(model)
 
 
 def _refresh(model: keras.Model, selection: Selection) -> None:
@@ -406,10 +470,14 @@ def _compiled_functions(model: keras.Model) -> list[tuple[keras.Model, str, Any]
     ]
 
 
+def _holds_optimizer_state(model: keras.Model) -> bool:
+    optimizer = getattr(model, "optimizer", None)
+    return bool(model.compiled and optimizer is not None and optimizer.built)
+
+
 def _require_new_compile(model: keras.Model) -> None:
     """Withdraw a compilation whose optimizer holds state of other variables."""
-    optimizer = getattr(model, "optimizer", None)
-    if not model.compiled or optimizer is None or not optimizer.built:
+    if not _holds_optimizer_state(model):
         return
     model.compiled = False
     warnings.warn(
@@ -418,3 +486,10 @@ def _require_new_compile(model: keras.Model) -> None:
         "`fit`.",
         stacklevel=4,
     )
+
+
+def renew_optimizer(model: keras.Model) -> None:
+    """Forget the optimizer's state of λ and γ; `evaluate` and `fit` go on."""
+    if _holds_optimizer_state(model):
+        optimizer = model.optimizer
+        model.optimizer = type(optimizer).from_config(optimizer.get_config())

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_randlora import bases
 from keras_randlora.bases import BasisSpec
+from keras_randlora.config import BASIS_STORAGES
 from keras_randlora.update import UpdateShape
 
 Array = Any
@@ -32,7 +33,12 @@ class BasisBank(keras.layers.Layer):
         seed: Integer in `[0, 2**32)`.
         storage: `"stored"` keeps both as non-trainable weights, int8 if ternary;
             `"regenerated"` keeps none and draws them in each call.
+
+    Raises:
+        ValueError: `storage` is neither of them.
     """
+
+    given = False
 
     def __init__(
         self,
@@ -47,6 +53,11 @@ class BasisBank(keras.layers.Layer):
         storage: str = "stored",
         **kwargs: Any,
     ) -> None:
+        if storage not in BASIS_STORAGES:
+            raise ValueError(
+                f"`storage` must be one of {list(BASIS_STORAGES)}. Received: "
+                f"storage={storage!r}."
+            )
         super().__init__(**kwargs)
         self.rank = rank
         self.a_columns = a_columns
@@ -97,6 +108,19 @@ class BasisBank(keras.layers.Layer):
             and shape.columns <= self.b_columns
         )
 
+    def require_serves(self, shape: UpdateShape, path: str) -> None:
+        """Check that the pair is large enough for the layer `path`.
+
+        Raises:
+            ValueError: It is not.
+        """
+        if not self.serves(shape):
+            raise ValueError(
+                f"The bank of bases is too small for layer '{path}'. It serves rank "
+                f"{self.rank}, sides up to {self.b_rows} and {self.a_columns}. "
+                f"Received: {shape}."
+            )
+
     def stored(self) -> tuple[Array, ...]:
         """Return the stored tensors, none for regenerated storage."""
         if self.basis_a is None:
@@ -125,6 +149,8 @@ class BasisBank(keras.layers.Layer):
         else:
             basis_a = bases.draw_a_ops(self.spec, self.rank, shape.smaller)
             basis_b = bases.draw_b_ops(self.spec, shape.larger, shape.columns)
+            basis_a = ops.cast(basis_a, self._held_dtype)
+            basis_b = ops.cast(basis_b, self._held_dtype)
         return self._unit_variance(basis_a, dtype), self._unit_variance(basis_b, dtype)
 
     def bases(self, shape: UpdateShape, dtype: Any) -> tuple[Array, Array]:
@@ -151,13 +177,18 @@ class BasisBank(keras.layers.Layer):
             "storage": self.storage,
         }
 
+    @property
+    def _held_dtype(self) -> str:
+        """The dtype of stored bases, to which regenerated ones are rounded too."""
+        ternary = bases.DISTRIBUTIONS[self.spec.basis].dtype == "int8"
+        return "int8" if ternary else self.compute_dtype
+
     def _frozen(self, name: str, values: np.ndarray) -> keras.Variable:
-        ternary = values.dtype == np.int8
         return self.add_weight(
             name=name,
             shape=values.shape,
             initializer=lambda shape, dtype=None: ops.convert_to_tensor(values, dtype),
-            dtype="int8" if ternary else self.compute_dtype,
+            dtype=self._held_dtype,
             trainable=False,
             autocast=False,
         )
@@ -166,3 +197,60 @@ class BasisBank(keras.layers.Layer):
         scale = bases.scale_of(self.spec)
         basis = ops.cast(basis, dtype)
         return basis if scale == 1.0 else basis * scale
+
+
+@keras.saving.register_keras_serializable(package="keras_randlora")
+class GivenBasisBank(BasisBank):
+    """A pair of bases that came with a file and follows from no seed.
+
+    It is written to weights files with the model, and read from them: a bank that
+    is rebuilt from its configuration holds NaN until then.
+
+    Args:
+        rank: Rows `r` of `basis_a`.
+        a_columns: Columns of `basis_a`.
+        b_rows: Rows of `basis_b`.
+        b_columns: Columns of `basis_b`.
+
+    Attributes:
+        given: Whether the pair came with a file.
+    """
+
+    given = True
+
+    @classmethod
+    def of_arrays(
+        cls, basis_a: np.ndarray, basis_b: np.ndarray, **kwargs: Any
+    ) -> GivenBasisBank:
+        """Return the bank of `basis_a` `(r, s)` and `basis_b` `(l, n * r)`."""
+        bank = cls(*basis_a.shape, *basis_b.shape, **kwargs)
+        bank._assign(basis_a, basis_b)
+        return bank
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pair as NumPy arrays, float32."""
+        if self.basis_a is None:
+            a = np.full((self.rank, self.a_columns), np.nan, "float32")
+            return a, np.full((self.b_rows, self.b_columns), np.nan, "float32")
+        a, b = (ops.cast(basis, "float32") for basis in self.stored())
+        return np.array(ops.convert_to_numpy(a)), np.array(ops.convert_to_numpy(b))
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the pair."""
+        store["basis_a"], store["basis_b"] = self.basis_a, self.basis_b
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read the pair; a file without one, of a plain model, leaves it."""
+        if "basis_a" in store:
+            self._assign(store["basis_a"], store["basis_b"])
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        config = super().get_config()
+        for name in ("basis", "sparsity", "seed", "storage"):
+            del config[name]
+        return config
+
+    def _assign(self, basis_a: Array, basis_b: Array) -> None:
+        for variable, basis in zip(self.weights, (basis_a, basis_b), strict=True):
+            variable.assign(basis)

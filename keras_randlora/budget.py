@@ -17,7 +17,9 @@ def rank_for_budget(model: keras.Model, parameters: int, targets: Any = None) ->
     """Return the rank whose number of trainable parameters is nearest.
 
     Full-rank updates: the number falls as the rank grows, from about `s²` at rank
-    1 to `r + s` at rank `r >= s`, for each kernel of smaller side `s`.
+    1 to `r + s` at rank `r >= s`, for each kernel of smaller side `s`. No rank above
+    the largest `s` is considered: it would add parameters again, and no rank. Of two
+    ranks that are equally near, the larger one is returned.
 
     Args:
         model: A built, plain model.

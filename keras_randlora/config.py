@@ -16,6 +16,7 @@ BASIS_STORAGES = ("stored", "regenerated")
 COMPUTES = ("auto", "materialized", "factored")
 TRAIN_BIASES = ("none", "adapted", "all")
 DEFAULT_ALPHA_PER_RANK = 20
+GIVEN = "given"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class RandLoRAConfig:
             `"all-linear"`. `None` lets the model choose.
         alpha: The update is scaled by `alpha / rank`. Default `20 * rank`.
         basis: Distribution of the random bases, a key of
-            `keras_randlora.bases.DISTRIBUTIONS`.
+            `keras_randlora.bases.DISTRIBUTIONS`; or `"given"` for bases that come
+            with a file and do not follow from the seed.
         sparsity: Only for `basis="ternary"`: each sign has probability
             `1 / sparsity`; at least 2.
         seed: Integer in `[0, 2**32)` that determines the bases.
@@ -96,10 +98,15 @@ class RandLoRAConfig:
                 "model's own choice. Received: an empty list."
             )
         set_field(self, "targets", targets)
-        _one_of("basis", self.basis, tuple(DISTRIBUTIONS))
-        resolve_sparsity(self.basis, self.sparsity, larger_side=4)
+        _one_of("basis", self.basis, (*DISTRIBUTIONS, GIVEN))
+        set_field(self, "sparsity", _sparsity(self.basis, self.sparsity))
         _one_of("train_bias", self.train_bias, TRAIN_BIASES)
         _one_of("basis_storage", self.basis_storage, BASIS_STORAGES)
+        if self.basis == GIVEN and self.basis_storage != "stored":
+            raise ValueError(
+                "Bases that are given cannot be drawn again: `basis_storage` must be "
+                f"'stored'. Received: basis_storage={self.basis_storage!r}."
+            )
         _one_of("compute", self.compute, COMPUTES)
 
     def to_json(self) -> str:
@@ -149,13 +156,25 @@ def _alpha(alpha: Any, rank: int) -> float:
     return _finite_number("alpha", alpha)
 
 
+def _sparsity(basis: str, sparsity: Any) -> float | None:
+    if basis != GIVEN:
+        resolved = resolve_sparsity(basis, sparsity, larger_side=4)
+        return None if sparsity is None else resolved
+    if sparsity is not None:
+        raise ValueError(
+            "`sparsity` can be chosen only with basis='ternary'. Received: "
+            f"sparsity={sparsity!r} with basis='given'."
+        )
+    return None
+
+
 def _seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise TypeError(
             "`seed` must be an integer in [0, 2**32). Received: "
             f"seed={seed!r} (of type {type(seed).__name__})."
         )
-    if not 0 <= seed < 2**32:
+    if not 0 <= int(seed) < 2**32:
         raise ValueError(
             f"`seed` must be an integer in [0, 2**32). Received: seed={seed}."
         )
@@ -224,6 +243,11 @@ def _patterns(name: str, patterns: Any) -> tuple[str, ...] | None:
 
 def _pattern(name: str, pattern: Any) -> str:
     if isinstance(pattern, re.Pattern):
+        if pattern.flags != re.compile(pattern.pattern).flags:
+            raise ValueError(
+                f"`{name}` holds an expression compiled with flags. Write them in the "
+                f"expression, for instance 're:(?i)query'. Received: {pattern!r}."
+            )
         pattern = f"re:{pattern.pattern}"
     if not isinstance(pattern, str) or not pattern:
         raise TypeError(

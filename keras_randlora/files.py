@@ -2,14 +2,16 @@
 
 The tensors are those of `get_adapter`. The header's metadata holds, as JSON, the
 format's version, the options, and the base's fingerprint: path and kernel shape of
-every adapted layer.
+every adapted layer; and a checksum of all that and the tensors. Where the options say
+`basis="given"`, the bases stand in the file once, as `basis_a` and `basis_b`; else they
+follow from the options' seed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +21,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from keras_randlora.adapt import (
+    Bases,
     adapted_state,
-    disable_randlora,
+    adapter_shapes,
     enable_with_config,
+    given_bases,
     is_adapted,
 )
-from keras_randlora.config import RandLoRAConfig
+from keras_randlora.atomic import write_atomically
+from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.report import Report, summary
 from keras_randlora.targets import Site, select_paths, sites
 from keras_randlora.weights import check_adapter, get_adapter, set_adapter
 
 FORMAT = "keras-randlora-adapter"
 FORMAT_VERSION = 1
+CHECKSUM = "sha256"
+BASIS_NAMES = ("basis_a", "basis_b")
 
 
 class AdapterFile(NamedTuple):
@@ -41,12 +48,15 @@ class AdapterFile(NamedTuple):
         layers: Kernel shape of each adapted layer, by path.
         also_trained: Paths of the layers trained as they are.
         tensors: The trained values, as `get_adapter` returns them.
+        bases: `basis_a` of shape `(r, s)` and `basis_b` of shape `(l, n * r)`
+            where they do not follow from the seed, else `None`.
     """
 
     config: RandLoRAConfig
     layers: dict[str, tuple[int, ...]]
     also_trained: tuple[str, ...]
     tensors: dict[str, np.ndarray]
+    bases: Bases | None
 
 
 def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -64,22 +74,34 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
             trained value is not finite.
         OSError: The file cannot be written.
     """
-    path = _checked_suffix(path)
     state = adapted_state(model)
-    tensors = get_adapter(model)
-    check_adapter(tensors, {name: array.shape for name, array in tensors.items()})
-    header = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "config": json.loads(state.config.to_json()),
-        "layers": {site.path: _kernel_shape(site) for site in state.selection.adapted},
-        "also_trained": [site.path for site in state.selection.also_trained],
-    }
-    data = save(
-        {name: np.ascontiguousarray(array) for name, array in tensors.items()},
-        metadata={FORMAT: json.dumps(header, sort_keys=True)},
+    file = AdapterFile(
+        config=state.config,
+        layers={site.path: _kernel_shape(site) for site in state.selection.adapted},
+        also_trained=tuple(site.path for site in state.selection.also_trained),
+        tensors=get_adapter(model),
+        bases=given_bases(model),
     )
-    _write_atomically(path, data)
+    write_adapter(file, path)
+
+
+def write_adapter(file: AdapterFile, path: str | os.PathLike[str]) -> None:
+    """Write the content of an adapter file; see `save_adapter`."""
+    path = _checked_suffix(path)
+    check_adapter(file.tensors, {key: a.shape for key, a in file.tensors.items()})
+    tensors = {key: np.array(array, order="C") for key, array in file.tensors.items()}
+    if file.bases is not None:
+        tensors |= dict(zip(BASIS_NAMES, file.bases, strict=True))
+    header: dict[str, Any] = {
+        "version": FORMAT_VERSION,
+        "config": json.loads(file.config.to_json()),
+        "layers": file.layers,
+        "also_trained": file.also_trained,
+    }
+    header[CHECKSUM] = _checksum(header, tensors)
+    # One entry: safetensors writes several in no fixed order.
+    metadata = {FORMAT: json.dumps(header, sort_keys=True)}
+    write_atomically(path, save(tensors, metadata=metadata))
 
 
 def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
@@ -106,14 +128,11 @@ def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
         _require_same_adaptation(model, file, path)
         set_adapter(model, file.tensors)
         return summary(model)
-    _require_same_base(model, file, path)
+    require_same_base(model, file, path)
     selection = select_paths(model, list(file.layers), file.also_trained)
-    report = enable_with_config(model, file.config, selection)
-    try:
-        set_adapter(model, file.tensors)
-    except ValueError:
-        disable_randlora(model)
-        raise
+    check_adapter(file.tensors, adapter_shapes(model, file.config, selection))
+    report = enable_with_config(model, file.config, selection, bases=file.bases)
+    set_adapter(model, file.tensors)
     return report
 
 
@@ -137,12 +156,31 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
             "truncated or damaged."
         ) from error
     header = _header(path, metadata)
+    stored = json.loads(metadata[FORMAT])
+    if stored.pop(CHECKSUM, None) != _checksum(stored, tensors):
+        raise ValueError(
+            f"'{path}' is damaged: its content does not match its checksum. Copy or "
+            "save it again."
+        )
     for name, array in tensors.items():
         if not np.all(np.isfinite(array.astype("float32"))):
             raise ValueError(
                 f"'{path}' holds values that are not finite, first in '{name}'."
             )
-    return AdapterFile(tensors=tensors, **header)
+    bases = _bases(path, tensors) if header["config"].basis == GIVEN else None
+    return AdapterFile(tensors=tensors, bases=bases, **header)
+
+
+def _bases(path: Path, tensors: dict[str, np.ndarray]) -> Bases:
+    """Take the bases from the tensors."""
+    for name in BASIS_NAMES:
+        if name not in tensors or tensors[name].ndim != 2:
+            raise ValueError(
+                f"'{path}' cannot be read as an adapter: it lacks its bases, the "
+                f"matrix '{name}'."
+            )
+    basis_a, basis_b = (tensors.pop(name) for name in BASIS_NAMES)
+    return basis_a, basis_b
 
 
 def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -170,7 +208,12 @@ def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         raise ValueError(f"'{path}' cannot be read as an adapter: {error}.") from error
 
 
-def _require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None:
+def require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None:
+    """Check that a plain model has the layers and kernel shapes of the file.
+
+    Raises:
+        ValueError: Naming the first layer that is not there or differs.
+    """
     present = {site.path: site for site in sites(model)}
     for layer, shape in file.layers.items():
         if layer not in present or not present[layer].linear:
@@ -178,7 +221,7 @@ def _require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None
                 f"'{path}' was made for another model: it adapts layer '{layer}', "
                 f"which model '{model.name}' does not have."
             )
-        found = tuple(_kernel_shape(present[layer]))
+        found = _kernel_shape(present[layer])
         if found != shape:
             raise ValueError(
                 f"'{path}' was made for another model: the kernel of layer "
@@ -188,7 +231,7 @@ def _require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None
 
 def _require_same_adaptation(model: keras.Model, file: AdapterFile, path: Any) -> None:
     state = adapted_state(model)
-    mine = {s.path: tuple(_kernel_shape(s)) for s in state.selection.adapted}
+    mine = {s.path: _kernel_shape(s) for s in state.selection.adapted}
     for layer in sorted(set(mine) ^ set(file.layers)):
         where = "model" if layer in mine else "file"
         raise ValueError(
@@ -209,10 +252,34 @@ def _require_same_adaptation(model: keras.Model, file: AdapterFile, path: Any) -
                 f"with {option}={ours!r}. Call `disable_randlora(model)` first to "
                 "load it with its own options."
             )
+    _require_same_bases(model, file, path)
 
 
-def _kernel_shape(site: Site) -> list[int]:
-    return [int(size) for size in site.layer._kernel.shape]
+def _require_same_bases(model: keras.Model, file: AdapterFile, path: Any) -> None:
+    mine = given_bases(model)
+    if mine is None or file.bases is None:
+        return
+    for name, ours, theirs in zip(BASIS_NAMES, mine, file.bases, strict=True):
+        if not np.array_equal(ours, theirs):
+            raise ValueError(
+                f"'{path}' was trained with other bases than the model is adapted "
+                f"with: its '{name}' differs. Call `disable_randlora(model)` first "
+                "to load it with its own bases."
+            )
+
+
+def _checksum(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
+    """Return the SHA-256 of the header and of every tensor with name and shape."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _kernel_shape(site: Site) -> tuple[int, ...]:
+    return tuple(int(size) for size in site.layer._kernel.shape)
 
 
 def _checked_suffix(path: str | os.PathLike[str]) -> Path:
@@ -222,24 +289,3 @@ def _checked_suffix(path: str | os.PathLike[str]) -> Path:
             f"An adapter file's name ends in '.safetensors'. Received: '{path}'."
         )
     return path
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the file's place, sync, and rename over it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

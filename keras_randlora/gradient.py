@@ -64,7 +64,8 @@ def _tensorflow(forward: Forward, backward: Backward) -> Forward:
     def function(*tensors: Any) -> Any:
         return forward(*tensors), lambda gradient: backward(tensors, gradient)
 
-    return function
+    # A variable among the arguments would count as one that `forward` closes over.
+    return lambda *tensors: function(*map(tf.convert_to_tensor, tensors))
 
 
 _BACKENDS = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}

@@ -12,8 +12,8 @@ import numpy as np
 from keras import ops
 
 from keras_randlora.bank import BasisBank
-from keras_randlora.bases import BasisSpec, resolve_sparsity
-from keras_randlora.config import RandLoRAConfig
+from keras_randlora.bases import DISTRIBUTIONS, BasisSpec, resolve_sparsity
+from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.layouts import KernelLayout, dense_layout, einsum_layout
 from keras_randlora.product import AdaptedProduct
 from keras_randlora.update import UpdateShape
@@ -57,7 +57,17 @@ class LayerOptions:
         return cls(train_bias=train_bias, **shared)
 
     def bank_for(self, shapes: Sequence[UpdateShape], dtype: Any = None) -> BasisBank:
-        """Return the smallest bank of bases that serves all `shapes`."""
+        """Return the smallest bank of bases that serves all `shapes`.
+
+        Raises:
+            ValueError: The bases follow from no seed.
+        """
+        if self.basis == GIVEN:
+            raise ValueError(
+                "basis='given' is for bases that come with a file, which "
+                "`load_adapter` and `keras_randlora.peft.load` read. Choose one of "
+                f"{list(DISTRIBUTIONS)}. Received: basis='given' without bases."
+            )
         larger = max(shape.larger for shape in shapes)
         sparsity = resolve_sparsity(self.basis, self.sparsity, larger)
         spec = BasisSpec(self.basis, sparsity, self.seed)
@@ -126,6 +136,8 @@ class RandLoRAAdapter(keras.layers.Layer):
             ops.convert_to_tensor(self.lambda_),
             ops.convert_to_tensor(self.gamma),
         )
+        if not keras.backend.is_float_dtype(inputs.dtype):
+            inputs = ops.cast(inputs, kernel.dtype)
         way = self.way(inputs.shape)
         if way == "materialized" and not (self.dropout and training):
             return self.product.materialized(inputs, kernel, *factors)
@@ -159,6 +171,8 @@ class RandLoRAAdapter(keras.layers.Layer):
         base = _to_numpy(owner._kernel)
         recovered = _to_numpy(owner.unmerged_kernel(owner.merged_kernel()))
         changed = np.flatnonzero(base != recovered)
+        if self.bank.given:
+            store["given_bases"] = np.ones(1, "int8")
         store["lambda"] = _to_numpy(self.lambda_)
         store["gamma"] = _to_numpy(self.gamma)
         store["base_index"] = changed.astype("int64")
@@ -169,11 +183,23 @@ class RandLoRAAdapter(keras.layers.Layer):
 
         A store without them comes from a plain layer: its kernel is the base,
         and the update is reset to zero.
+
+        Raises:
+            ValueError: λ and γ were trained with given bases and the layer has drawn
+                ones, or the other way about.
         """
         if "lambda" not in store:
             self.reset()
             return
         owner = self._layer()
+        if self.bank.given != ("given_bases" in store):
+            theirs, ours = ("drawn", "given") if self.bank.given else ("given", "drawn")
+            raise ValueError(
+                f"The weights of layer '{owner.path}' were trained with {theirs} "
+                f"bases; the layer has {ours} ones. Adapt the model as it was then: "
+                "load its adapter with `load_adapter` or `keras_randlora.peft.load`, "
+                "or call `enable_randlora` with the same options."
+            )
         self.lambda_.assign(np.asarray(store["lambda"]))
         self.gamma.assign(np.asarray(store["gamma"]))
         base = _to_numpy(owner.unmerged_kernel(owner._kernel)).copy()
@@ -257,12 +283,18 @@ class RandLoRALayer(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Create the layer's variables, λ and γ, and its bases if it has none."""
+        if self.quantization_mode is not None:
+            raise ValueError(
+                f"Layer '{self.name}' has the quantized dtype policy "
+                f"'{self.dtype_policy.name}'. RandLoRA adapts floating-point kernels."
+            )
         super().build(input_shape)
         if self.bank is None:
             self.bank = self.options.bank_for(
                 [self.update_shape(self.options)], dtype=self.dtype_policy
             )
         self.attach(self.options, self.bank, shares_bank=self._shares_bank)
+        self.randlora.trainable = self.trainable
 
     def update_shape(self, options: LayerOptions) -> UpdateShape:
         """Return the sizes of the kernel's update."""
@@ -299,13 +331,7 @@ class RandLoRALayer(keras.layers.Layer):
             bank: Bases, large enough for the kernel.
             shares_bank: Whether other layers use the same bank.
         """
-        shape = self.update_shape(options)
-        if not bank.serves(shape):
-            raise ValueError(
-                f"The bank of bases is too small for layer '{self.path}'. It serves "
-                f"rank {bank.rank}, sides up to {bank.b_rows} and {bank.a_columns}. "
-                f"Received: {shape}."
-            )
+        bank.require_serves(self.update_shape(options), self.path)
         self.reattach(
             Attachment(options, bank, shares_bank, RandLoRAAdapter(self, options, bank))
         )
@@ -390,11 +416,11 @@ class RandLoRALayer(keras.layers.Layer):
             "`merge_randlora(model)` first."
         )
 
-    def quantize(self, *args: Any, **kwargs: Any) -> None:
+    def _check_quantize_args(self, *args: Any) -> None:
         """Refuse: an adapted kernel is not quantized in place.
 
-        Raises:
-            ValueError: Always.
+        Keras wraps `quantize` of each instance and calls this before it. The
+        wrapper stays when a live layer is adapted; an override would not be called.
         """
         raise ValueError(
             f"Layer '{self.path}' is adapted by RandLoRA and cannot be quantized. "
@@ -403,11 +429,16 @@ class RandLoRALayer(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        shared = self.bank if self._shares_bank else None
+        bank = None
+        if self._shares_bank:
+            bank = keras.saving.serialize_keras_object(self.bank)
+            # Keras marks a shared object when it meets it again, on a dictionary that
+            # has been copied by then: the first layer would get a bank of its own.
+            bank["shared_object_id"] = id(self.bank)
         return {
             **super().get_config(),
             **dataclasses.asdict(self.options),
-            "bank": keras.saving.serialize_keras_object(shared),
+            "bank": bank,
         }
 
     @classmethod

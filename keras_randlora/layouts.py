@@ -130,7 +130,9 @@ def einsum_layout(equation: str, kernel_shape: tuple[int, ...]) -> KernelLayout:
         )
     lonely = sorted(set(kernel) - set(inputs) - set(outputs))
     summed = sorted(set(inputs) - set(kernel) - set(outputs) - {"."})
-    repeated = len(set(kernel)) != len(kernel)
+    repeated = any(
+        len(set(labels)) != len(labels) for labels in (inputs.replace(".", ""), kernel)
+    )
     if lonely or summed or repeated or not set(kernel) & set(inputs):
         raise ValueError(
             f"The equation '{equation}' is not a product of the input's axes with "

@@ -93,7 +93,9 @@ class AdaptedProduct:
         """Return `inputs · (kernel + update)`."""
         layout, bank, shape, scale = self.layout, self.bank, self.shape, self.scale
 
-        def update_of(lambda_: Array, gamma: Array, bases: tuple[Array, ...]) -> Array:
+        def update_of(
+            lambda_: Array, gamma: Array, bases: tuple[Array, Array]
+        ) -> Array:
             return kernel_update(shape, lambda_, gamma, *bases, scale)
 
         def forward(x: Array, kernel: Array, *adapter: Array) -> Array:

@@ -72,12 +72,15 @@ class Selection(NamedTuple):
 def sites(model: keras.Model) -> list[Site]:
     """Return every layer of a model once, in the model's order.
 
-    Two layers of the same path are told apart by `#2`, `#3`, … on the later ones.
+    Paths do not begin with the model's own name, which Keras numbers anew for each
+    `Sequential()` of a process. Two layers of the same path are told apart by `#2`,
+    `#3`, … on the later ones.
     """
     found: list[Site] = []
     taken: dict[str, int] = {}
     for layer, ancestors in _walk(model, (), set()):
         path = layer.path or "/".join([*(a.name for a in ancestors[1:]), layer.name])
+        path = path.removeprefix(f"{model.name}/")
         taken[path] = taken.get(path, 0) + 1
         unique = path if taken[path] == 1 else f"{path}#{taken[path]}"
         found.append(Site(layer, unique, ancestors))
@@ -100,19 +103,21 @@ def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
     for pattern in config.exclude:
         excluded |= _ids(_matching(model, everything, pattern, "exclude"))
     adapted = [site for site in adapted if id(site.layer) not in excluded]
-    adapted = _in_blocks(adapted, config.layers)
     if not adapted:
         raise ValueError(
             "No layer is left to adapt: `exclude` removes all that `targets` "
             f"selects. Received: targets={config.targets}, exclude={config.exclude}."
         )
+    adapted = _in_blocks(adapted, config.layers)
     for site in adapted:
         _require_adaptable(site)
     also_trained: list[Site] = []
     for pattern in config.also_train:
         also_trained += _matching(model, everything, pattern, "also_train")
     chosen = _ids(also_trained)
-    overlap = [site.path for site in adapted if id(site.layer) in chosen]
+    overlap = [
+        s.path for s in adapted if chosen & set(map(id, (s.layer, *s.ancestors)))
+    ]
     if overlap:
         raise ValueError(
             f"Layer '{overlap[0]}' stands in `targets` and in `also_train`. Its "
@@ -125,7 +130,7 @@ def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
 def select_paths(
     model: keras.Model, adapted: Sequence[str], also_trained: Sequence[str]
 ) -> Selection:
-    """Return the layers of exactly these paths.
+    """Return the layers of exactly these paths, each in the model's order.
 
     Raises:
         ValueError: A path is not in the model, or its layer cannot be adapted.
@@ -141,7 +146,8 @@ def select_paths(
             raise ValueError(_unsupported_message(path, by_path[path]))
         _require_adaptable(by_path[path])
     return Selection(
-        [by_path[path] for path in adapted], [by_path[path] for path in also_trained]
+        [site for path, site in by_path.items() if path in adapted],
+        [site for path, site in by_path.items() if path in also_trained],
     )
 
 
@@ -196,7 +202,7 @@ def _matches(site: Site, pattern: str) -> bool:
             site.name, pattern
         )
     return (
-        pattern in (site.name, site.path)
+        pattern in (site.name, site.path, site.layer.path)
         or "/" in pattern
         and site.path.endswith(f"/{pattern}")
     )
@@ -233,8 +239,8 @@ _GROUPS: dict[str, Callable[[keras.Model, list[Site]], list[Site]]] = {
 def _in_blocks(chosen: list[Site], layers: tuple[int, ...] | None) -> list[Site]:
     if layers is None:
         return chosen
-    present = {site.block_index for site in chosen} - {None}
-    missing = sorted(set(layers) - present)  # type: ignore[arg-type]
+    present = {index for site in chosen if (index := site.block_index) is not None}
+    missing = sorted(set(layers) - present)
     if missing:
         raise ValueError(
             f"`layers` names block {missing[0]}, but the targets stand in blocks "
@@ -287,21 +293,21 @@ def _unsupported_message(pattern: str, site: Site) -> str:
     if any(True for _ in _children(site.layer)):
         inside = f" To adapt the layers inside it, use '{site.path}/*'."
     return (
-        f"Target '{pattern}' matches '{site.path}', a {kind} layer. RandLoRA adapts "
-        f"keras.layers.Dense and keras.layers.EinsumDense.{inside}"
+        f"Target '{pattern}' matches '{site.path}', a layer of type {kind}. RandLoRA "
+        f"adapts keras.layers.Dense and keras.layers.EinsumDense.{inside}"
     )
 
 
 def _no_match_message(pattern: str, option: str, everything: list[Site]) -> str:
-    linear = [site for site in everything if site.linear]
-    names = list(dict.fromkeys(site.name for site in linear))
-    nearest = difflib.get_close_matches(
-        pattern, [*names, *(site.path for site in linear)], n=3, cutoff=0.5
-    )
+    kind = "Layers" if option == "also_train" else "Dense and EinsumDense layers"
+    candidates = [s for s in everything if s.linear or option == "also_train"]
+    names = dict.fromkeys(site.name for site in candidates)
+    paths = dict.fromkeys(site.path for site in candidates)
+    nearest = difflib.get_close_matches(pattern, names | paths, n=3, cutoff=0.5)
     hint = f" Nearest: {nearest}." if nearest else ""
     return (
         f"`{option}` matches no layer of the model. Received: {pattern!r}.{hint} "
-        f"Dense and EinsumDense layers are named {_shortened(names)}."
+        f"{kind} are named {_shortened(list(names))}."
     )
 
 

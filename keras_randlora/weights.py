@@ -61,31 +61,39 @@ def set_adapter(model: keras.Model, state: Mapping[str, Any]) -> None:
             misshapen or non-finite entry. The model is unchanged.
     """
     variables = adapter_variables(model)
-    check_adapter(
+    arrays = check_adapter(
         state, {path: tuple(variable.shape) for path, variable in variables.items()}
     )
     for path, variable in variables.items():
-        variable.assign(np.asarray(state[path]))
+        variable.assign(arrays[path])
 
 
 def check_adapter(
     state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Check that `state` has exactly these entries, of these shapes, all finite.
+) -> dict[str, np.ndarray]:
+    """Return `state` as arrays if it has exactly these entries, shapes, and is finite.
 
     Raises:
         ValueError: Naming the first entry that is not right.
     """
+    arrays = {}
     for path, shape in shapes.items():
         if path not in state:
             raise ValueError(f"The adapter has no entry '{path}' of shape {shape}.")
-        array = np.asarray(state[path])
+        array = arrays[path] = np.asarray(ops.convert_to_numpy(state[path]))
         if array.shape != shape:
             raise ValueError(
                 f"The adapter's entry '{path}' has shape {array.shape}; the model "
                 f"expects {shape}."
             )
-        if not np.all(np.isfinite(array.astype("float32"))):
+        if array.dtype.kind in "OSUc":
+            raise ValueError(
+                f"The adapter's entry '{path}' holds no real numbers, but "
+                f"{array.dtype.name}."
+            )
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(array.astype("float32"))
+        if not np.all(finite):
             raise ValueError(
                 f"The adapter's entry '{path}' holds values that are not finite."
             )
@@ -95,3 +103,4 @@ def check_adapter(
                 f"The adapter's entry '{path}' belongs to no adapted layer of the "
                 "model."
             )
+    return arrays

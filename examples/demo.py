@@ -1,0 +1,511 @@
+"""Fine-tune a language model with RandLoRA: load, enable, fit, save, merge, export.
+
+`run` reads like the quick start of the library; the rest of the file serves it.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pretrained import MODELS, resolve, restore_word_split
+from text_data import Windows, load_documents, pack, split
+
+BACKENDS = ("jax", "torch", "tensorflow")
+HELD_OUT_FRACTION = 0.2
+HELD_OUT_WINDOWS = 32
+NEW_TOKENS = 40
+LOGIT_TOLERANCE = 1e-3
+
+
+class UserError(Exception):
+    """What the user asked for cannot be done; the message says why."""
+
+
+class Observation(NamedTuple):
+    """How well a model does: cross-entropy in nats a token, and a text it wrote."""
+
+    loss: float
+    sample: str
+
+    @property
+    def perplexity(self) -> float:
+        """The number of equally likely next tokens that the loss stands for."""
+        return math.exp(self.loss)
+
+
+class Text(NamedTuple):
+    """The text of a run: what is learned, what is held out, where a sample starts."""
+
+    training: Windows
+    held_out: Windows
+    prompt: str
+
+
+def main() -> int:
+    """Run the demo; return 0, 1 where a check fails, 2 where the options are wrong."""
+    arguments = parse_arguments()
+    os.environ["KERAS_BACKEND"] = arguments.backend  # read when Keras is imported
+    try:
+        return run(arguments)
+    except UserError as error:
+        print(f"demo.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fine-tune, save, merge and export as `arguments` say; return the exit status."""
+    import keras_randlora as kr
+
+    seconds: dict[str, float] = {}
+    output = new_folder(arguments.output)
+
+    # 1. Load.
+    with timed(seconds, "load"):
+        model, preprocessor = load(arguments.preset)
+        text = prepare_text(arguments, preprocessor.tokenizer)
+    with timed(seconds, "observe before"):
+        before = observe(model, preprocessor, text)
+    show("before", before)
+
+    # 2. Enable.
+    with user_choices():
+        report = kr.enable_randlora(
+            model,
+            arguments.rank,
+            arguments.targets,
+            alpha=arguments.alpha,
+            basis=arguments.basis,
+            seed=arguments.seed,
+        )
+    print(f"\n{report}\n")
+
+    # 3. Fit.
+    with timed(seconds, "fit"):
+        losses = fit(model, text.training, arguments)
+    with timed(seconds, "observe after"):
+        after = observe(model, preprocessor, text)
+    show("after", after)
+
+    # 4. Save, export, merge.
+    probe = first_rows(text.held_out.inputs, 2)
+    logits = model.predict_on_batch(probe)
+    differences = {}
+    with timed(seconds, "save and load"):
+        kr.save_adapter(model, output / "adapter.safetensors")
+        fresh, _ = load(arguments.preset)
+        kr.load_adapter(fresh, output / "adapter.safetensors")
+        differences["loaded adapter"] = distance(fresh.predict_on_batch(probe), logits)
+        del fresh
+    with timed(seconds, "export"):
+        kr.export_merged(
+            model, output / "saved_model", format="tf_saved_model", overwrite=True
+        )
+    with timed(seconds, "merge"):
+        kr.merge_randlora(model)
+        differences["merged model"] = distance(model.predict_on_batch(probe), logits)
+    with timed(seconds, "reload export"):
+        exported = run_saved_model(output / "saved_model", probe)
+        differences["SavedModel in TensorFlow"] = distance(exported, logits)
+
+    plot(output / "loss.png", losses, before, after, arguments)
+    record = describe(arguments, report, before, after, losses, differences, seconds)
+    (output / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    show_files(output, differences)
+    return verdict(before, after, differences)
+
+
+# Arguments.
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that answers a mistake with one line."""
+
+    def error(self, message: str) -> None:
+        """Print the message and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = OneLineParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--backend", choices=BACKENDS, default="jax", help="what Keras runs on")
+    add(
+        "--preset",
+        default="smollm2",
+        help=f"{', '.join(MODELS)}; or a keras-hub preset, hf://…, kaggle://…, folder",
+    )
+    add(
+        "--data",
+        type=Path,
+        help="plain text, or Alpaca records as .jsonl or .json "
+        "(default: Python's own help topics)",
+    )
+    add("--rank", type=int, default=32, help="rank of each basis")
+    add("--alpha", type=float, help="scale of the update (default: 20 · rank)")
+    add(
+        "--targets",
+        nargs="+",
+        help="layers to adapt: names, globs, attention, mlp, all-linear "
+        "(default: the model's own choice)",
+    )
+    add("--basis", default="uniform", help="distribution of the random bases")
+    add("--seed", type=int, default=0, help="seed of the bases and the data order")
+    add("--steps", type=positive(int), default=40, help="optimizer steps")
+    add("--learning-rate", type=positive(float), default=1e-3, help="highest rate")
+    add("--batch-size", type=positive(int), default=4, help="windows in a step")
+    add("--sequence-length", type=positive(int), default=128, help="window's tokens")
+    add("--output", type=Path, default=Path("demo-output"), help="folder to write to")
+    return parser.parse_args()
+
+
+def positive(number: Callable[[str], float]) -> Callable[[str], float]:
+    """Return a parser of positive numbers of a type."""
+
+    def parse(text: str) -> float:
+        value = number(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be positive. Received: {text}")
+        return value
+
+    parse.__name__ = number.__name__
+    return parse
+
+
+@contextlib.contextmanager
+def user_choices() -> Iterator[None]:
+    """Report an error that an option's value caused as the user's."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise UserError(str(error)) from error
+
+
+def new_folder(path: Path) -> Path:
+    """Create the folder that results are written to."""
+    with user_choices():
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+# Model and text.
+
+
+def load(preset: str) -> tuple[Any, Any]:
+    """Return a keras-hub causal language model and its preprocessor, apart.
+
+    The model takes token ids, as an exported one does; the preprocessor makes them.
+    """
+    import keras_hub
+
+    with user_choices():
+        source = resolve(preset)
+        preprocessor = keras_hub.models.CausalLMPreprocessor.from_preset(source)
+        model = keras_hub.models.CausalLM.from_preset(source, preprocessor=None)
+    model.compile(optimizer=None, weighted_metrics=[], sampler="greedy")
+    restore_word_split(preprocessor.tokenizer, source)
+    return model, preprocessor
+
+
+def prepare_text(arguments: argparse.Namespace, tokenizer: Any) -> Text:
+    """Read the text, set a part aside, and cut both parts into windows."""
+    with user_choices():
+        training, held_out = split(load_documents(arguments.data), HELD_OUT_FRACTION)
+        length = arguments.sequence_length
+        return Text(
+            training=pack(training, tokenizer, length),
+            held_out=pack(held_out, tokenizer, length).spread(HELD_OUT_WINDOWS),
+            prompt=held_out[0].prompt or opening(held_out[0].text),
+        )
+
+
+def opening(text: str, length: int = 100) -> str:
+    """Return the first words of a text, `length` characters at most."""
+    return text if len(text) <= length else text[:length].rpartition(" ")[0]
+
+
+def first_rows(inputs: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Return the first examples of a batch of named arrays."""
+    return {name: array[:count] for name, array in inputs.items()}
+
+
+# Training and looking.
+
+
+def fit(model: Any, windows: Windows, arguments: argparse.Namespace) -> list[float]:
+    """Train the model's adapters; return the loss of each step, in nats a token."""
+    import keras
+
+    class StepLosses(keras.callbacks.Callback):
+        """Recover each step's loss from the running mean that Keras logs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sums = [0.0]
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.sums.append(float(logs["loss"]) * (batch + 1))
+
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0,
+        warmup_target=arguments.learning_rate,
+        warmup_steps=max(1, arguments.steps // 10),
+        decay_steps=arguments.steps,
+    )
+    model.compile(
+        optimizer=keras.optimizers.AdamW(schedule, global_clipnorm=1.0),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=[],
+        sampler="greedy",
+    )
+    history = StepLosses()
+    windows = shuffled(windows, arguments.steps * arguments.batch_size, arguments.seed)
+    model.fit(
+        windows.inputs,
+        windows.targets,
+        sample_weight=unit_mean(windows.weights),
+        batch_size=arguments.batch_size,
+        shuffle=False,
+        callbacks=[history],
+    )
+    return np.diff(history.sums).tolist()
+
+
+def shuffled(windows: Windows, count: int, seed: int) -> Windows:
+    """Return `count` windows in random order; each is used before one comes again."""
+    generator = np.random.default_rng(seed)
+    total = len(windows.token_ids)
+    rounds = [generator.permutation(total) for _ in range(math.ceil(count / total))]
+    order = np.concatenate(rounds)[:count]
+    return Windows(*(array[order] for array in windows))
+
+
+def unit_mean(weights: np.ndarray) -> np.ndarray:
+    """Scale weights so that Keras's mean over all tokens is one over learned tokens."""
+    return weights / weights.mean()
+
+
+def observe(model: Any, preprocessor: Any, text: Text) -> Observation:
+    """Measure a compiled model on the held-out text and let it continue the prompt."""
+    results = model.evaluate(
+        text.held_out.inputs,
+        text.held_out.targets,
+        sample_weight=unit_mean(text.held_out.weights),
+        batch_size=4,
+        verbose=0,
+        return_dict=True,
+    )
+    return Observation(results["loss"], generate(model, preprocessor, text.prompt))
+
+
+def generate(model: Any, preprocessor: Any, prompt: str) -> str:
+    """Return the prompt with what the model writes after it."""
+    tokenizer = preprocessor.tokenizer
+    length = 1 + len(tokenizer.tokenize(prompt)) + NEW_TOKENS
+    inputs = preprocessor.generate_preprocess([prompt], sequence_length=length)
+    outputs = model.generate(inputs, stop_token_ids=[tokenizer.end_token_id])
+    return preprocessor.generate_postprocess(outputs)[0]
+
+
+# The exported model.
+
+
+def run_saved_model(saved_model: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the logits that a process with only TensorFlow gets."""
+    script = Path(__file__).with_name("run_saved_model.py")
+    with tempfile.TemporaryDirectory() as folder:
+        given, answer = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
+        np.savez(given, **inputs)
+        command = [sys.executable, script, saved_model, given, answer]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        with np.load(answer) as outputs:
+            return outputs["logits"]
+
+
+def distance(found: Any, expected: Any) -> float:
+    """Return the largest difference between two arrays."""
+    return float(np.max(np.abs(np.asarray(found) - np.asarray(expected))))
+
+
+# Results.
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Note how long a phase takes."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = round(time.perf_counter() - start, 2)
+
+
+def show(when: str, observation: Observation) -> None:
+    """Print an observation."""
+    print(f"\nHeld-out perplexity {when}: {observation.perplexity:.2f}")
+    print(f"Sample {when}:")
+    print("\n".join(f"  | {line}" for line in observation.sample.splitlines()))
+
+
+def show_files(output: Path, differences: dict[str, float]) -> None:
+    """Print what was written and how near the copies are to the trained model."""
+    adapter = output / "adapter.safetensors"
+    print(f"\nAdapter: {adapter} ({adapter.stat().st_size / 1e6:.2f} MB)")
+    print(f"Merged model: {output / 'saved_model'} (TensorFlow SavedModel)")
+    print("Largest logit difference from the trained model:")
+    for name, difference in differences.items():
+        print(f"  {name:<26} {difference:.2e}")
+    print(f"Loss curve: {output / 'loss.png'}; all numbers: {output / 'run.json'}")
+
+
+def verdict(
+    before: Observation, after: Observation, differences: dict[str, float]
+) -> int:
+    """Return 0 where all went well, else say what did not and return 1."""
+    problems = [
+        f"{name}: logits differ by {difference:.2e}, more than {LOGIT_TOLERANCE:g}."
+        for name, difference in differences.items()
+        if not difference < LOGIT_TOLERANCE
+    ]
+    if not after.loss < before.loss:
+        problems.append(
+            f"Held-out perplexity did not fall: {before.perplexity:.2f} before, "
+            f"{after.perplexity:.2f} after. Try a lower --learning-rate, more --steps "
+            "or more text."
+        )
+    for problem in problems:
+        print(f"FAILED: {problem}", file=sys.stderr)
+    if not problems:
+        print(
+            f"\nHeld-out perplexity: {before.perplexity:.2f} → {after.perplexity:.2f}"
+        )
+    return 1 if problems else 0
+
+
+def describe(
+    arguments: argparse.Namespace,
+    report: Any,
+    before: Observation,
+    after: Observation,
+    losses: Sequence[float],
+    differences: dict[str, float],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Return everything about the run that JSON can hold."""
+    packages = ("keras", "keras-hub", "numpy", "jax", "torch", "tensorflow")
+    return {
+        "arguments": {name: as_json(v) for name, v in vars(arguments).items()},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: installed_version(name) for name in packages},
+        },
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+        },
+        "parameters": {
+            "adapted_layers": len(report.layers),
+            "trainable": report.trainable,
+            "total": report.total,
+        },
+        "held_out": {
+            "before": {"perplexity": before.perplexity, **before._asdict()},
+            "after": {"perplexity": after.perplexity, **after._asdict()},
+        },
+        "step_losses": losses,
+        "largest_logit_differences": differences,
+        "seconds": seconds,
+    }
+
+
+def as_json(value: Any) -> Any:
+    """Return a path as text, any other option as it is."""
+    return str(value) if isinstance(value, Path) else value
+
+
+def installed_version(package: str) -> str | None:
+    """Return a package's version, or None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def plot(
+    path: Path,
+    losses: Sequence[float],
+    before: Observation,
+    after: Observation,
+    arguments: argparse.Namespace,
+) -> None:
+    """Draw the training loss, with the held-out loss before and after it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    ink, quiet, accent = "#22313f", "#9aa7b2", "#d1495b"
+    steps = np.arange(1, len(losses) + 1)
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), dpi=160)
+    axes.plot(steps, losses, color=quiet, lw=1, label="training, each step")
+    axes.plot(steps, smoothed(losses), color=ink, lw=2, label="training, smoothed")
+    axes.plot(
+        [0, len(losses)],
+        [before.loss, after.loss],
+        color=accent,
+        ls=(0, (2, 3)),
+        lw=1.2,
+        marker="o",
+        ms=7,
+        label="held out, before and after",
+    )
+    for step, seen, side in ((0, before, "left"), (len(losses), after, "right")):
+        axes.annotate(
+            f"perplexity {seen.perplexity:.1f}",
+            (step, seen.loss),
+            xytext=(0, 11),
+            textcoords="offset points",
+            ha=side,
+            color=accent,
+            fontsize=9,
+        )
+    axes.set_xlabel("Optimizer step")
+    axes.set_ylabel("Cross-entropy (nats per token)")
+    axes.set_title(
+        f"{arguments.preset}, RandLoRA rank {arguments.rank}, {arguments.backend}",
+        loc="left",
+        color=ink,
+    )
+    axes.grid(axis="y", color="#e6eaed", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.15)
+    axes.legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def smoothed(losses: Sequence[float], reach: int = 4) -> np.ndarray:
+    """Return the mean over each step and up to `reach` steps on either side."""
+    return np.array(
+        [np.mean(losses[max(0, i - reach) : i + reach + 1]) for i in range(len(losses))]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Several adapters folded into one model."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_randlora.adapt import adapted_state, disable_randlora, renew_optimizer
+from keras_randlora.files import load_adapter, read_adapter, require_same_base
+from keras_randlora.layers import own_weights
+from keras_randlora.targets import sites
+
+PathLike = str | os.PathLike[str]
+
+
+def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> None:
+    """Fold a weighted sum of adapters into the kernels of a plain model.
+
+    Every kernel becomes `W + sum_i weight_i * update_i`, exactly: the adapters may
+    differ in rank, basis, seed and layers. Layers that were trained as they are
+    move by the weighted sum of their own changes. The model stays plain.
+
+    Args:
+        model: A plain model with the base weights of all the adapters.
+        adapters: The weight of each adapter file.
+
+    Raises:
+        ValueError: The model is adapted, a file is damaged or made for another
+            model, or a weight is not finite. The model is unchanged.
+        TypeError: A weight is not a number.
+        FileNotFoundError: There is no such file.
+
+    Example:
+    >>> merge_adapters(model, {"a.safetensors": 0.7, "b.safetensors": 0.3})
+    """
+    if not adapters:
+        raise ValueError("`adapters` is empty: name at least one adapter file.")
+    for path, weight in adapters.items():
+        _check_weight(path, weight)
+        require_same_base(model, read_adapter(path), path)
+    renew_optimizer(model)
+    totals: dict[str, Change] = {}
+    for path, weight in adapters.items():
+        for key, (variable, change) in _changes(model, path).items():
+            total = totals[key].value if key in totals else 0.0
+            totals[key] = Change(variable, total + weight * change)
+    for variable, change in totals.values():
+        merged = _to_float32(variable) + change
+        variable.assign(ops.cast(merged, variable.dtype))
+
+
+class Change(NamedTuple):
+    """What is added to a variable."""
+
+    variable: keras.Variable
+    value: np.ndarray
+
+
+def _changes(model: keras.Model, path: PathLike) -> dict[str, Change]:
+    """Return what an adapter adds to each variable; the model is left as it was."""
+    trained = read_adapter(path).tensors
+    before = {
+        f"{site.path}/{variable.name}": _to_float32(variable)
+        for site in sites(model)
+        for variable in own_weights(site.layer)
+        if f"{site.path}/{variable.name}" in trained
+    }
+    load_adapter(model, path)
+    state = adapted_state(model)
+    changes = {
+        f"{site.path}/kernel": Change(
+            site.layer._kernel, _to_float32(site.layer.randlora.update())
+        )
+        for site in state.selection.adapted
+    }
+    for key, variable in state.extra.items():
+        changes[key] = Change(variable, _to_float32(variable) - before[key])
+        variable.assign(before[key])
+    disable_randlora(model)
+    return changes
+
+
+def _check_weight(path: PathLike, weight: Any) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+        raise TypeError(
+            f"The weight of '{path}' must be a number. Received: {weight!r} (of type "
+            f"{type(weight).__name__})."
+        )
+    if not math.isfinite(weight):
+        raise ValueError(f"The weight of '{path}' must be finite. Received: {weight}.")
+
+
+def _to_float32(array: Any) -> np.ndarray:
+    return np.array(ops.convert_to_numpy(array)).astype("float32")

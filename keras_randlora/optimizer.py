@@ -1,0 +1,105 @@
+"""The optimizer's state in a file, to go on training from an adapter file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from keras_randlora.adapt import adapted_state
+from keras_randlora.atomic import write_atomically
+
+FORMAT = "keras-randlora-optimizer"
+FORMAT_VERSION = 1
+
+
+def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Write the state of an adapted model's optimizer.
+
+    Together with `save_adapter`'s file it is all that is needed to go on training
+    exactly as if there had been no interruption.
+
+    Args:
+        model: An adapted, compiled model that has been fitted.
+        path: Ends in `.safetensors`.
+
+    Raises:
+        ValueError: The model is not adapted, or its optimizer has no state yet.
+        OSError: The file cannot be written. The former one is untouched.
+    """
+    adapted_state(model)
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not optimizer.built:
+        raise ValueError(
+            f"Model '{model.name}' has no optimizer state to save. Compile and fit it "
+            "first."
+        )
+    state: dict[str, Any] = {}
+    optimizer.save_own_variables(state)
+    header = {"version": FORMAT_VERSION, "optimizer": type(optimizer).__name__}
+    arrays = {key: np.array(value, order="C") for key, value in state.items()}
+    data = save(arrays, metadata={FORMAT: json.dumps(header)})
+    write_atomically(Path(path), data)
+
+
+def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Restore what `save_optimizer` wrote.
+
+    Args:
+        model: An adapted model, compiled with the same kind of optimizer.
+        path: The file.
+
+    Raises:
+        ValueError: The model is not adapted or not compiled, the file is damaged, or
+            it belongs to another kind of optimizer or other variables. The
+            optimizer is unchanged.
+        FileNotFoundError: There is no such file.
+    """
+    adapted_state(model)
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        raise ValueError(
+            f"Model '{model.name}' has no optimizer. Call `model.compile(...)` first."
+        )
+    kind, arrays = _read(Path(path))
+    if kind != type(optimizer).__name__:
+        raise ValueError(
+            f"'{path}' holds the state of {kind}; the model is compiled with "
+            f"{type(optimizer).__name__}."
+        )
+    if not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    expected = {
+        str(i): tuple(variable.shape) for i, variable in enumerate(optimizer.variables)
+    }
+    found = {key: array.shape for key, array in arrays.items()}
+    if found != expected:
+        raise ValueError(
+            f"'{path}' belongs to an optimizer of other variables: it holds "
+            f"{len(found)} arrays, the model's optimizer has {len(expected)}, or their "
+            "shapes differ. Adapt and compile the model as it was when saved."
+        )
+    optimizer.load_own_variables(arrays)
+
+
+def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no optimizer file '{path}'.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {})[FORMAT])
+            arrays = {key: file.get_tensor(key) for key in file.keys()}
+        if header["version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {header['version']!r}")
+        return header["optimizer"], arrays
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(
+            f"'{path}' cannot be read as optimizer state written by keras_randlora "
+            f"({error})."
+        ) from error

@@ -1,0 +1,50 @@
+"""One backend a session, named by KERAS_BACKEND, and no PyTorch beside another one."""
+
+import os
+import sys
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+# Friendly to small machines; what the environment already says counts.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import keras
+import pytest
+
+
+def torch_is_foreign():
+    """Whether PyTorch is loaded beside another backend.
+
+    The other two cannot be held to this: where they are installed Keras loads JAX when
+    imported, and TensorFlow when it saves a model or sets the random seed.
+    """
+    return "torch" in sys.modules and keras.backend.backend() != "torch"
+
+
+@pytest.fixture(scope="session")
+def seed():
+    """Give the seed that every test starts with."""
+    return 1337
+
+
+@pytest.fixture(autouse=True)
+def _isolated(seed):
+    """Seed each test, and fail the first one that loads PyTorch beside another."""
+    keras.utils.set_random_seed(seed)
+    before = torch_is_foreign()
+    yield
+    loaded = torch_is_foreign() and not before
+    assert not loaded, f"the test loaded torch under {keras.backend.backend()}"
+
+
+def pytest_collection_finish(session):
+    """Stop before the first test if the wrong backend runs or torch came along."""
+    requested, running = os.environ["KERAS_BACKEND"], keras.backend.backend()
+    if running != requested:
+        pytest.exit(f"KERAS_BACKEND={requested}, but Keras runs on {running}", 3)
+    if torch_is_foreign():
+        pytest.exit(f"a test module or plugin loaded torch under {running}", 3)
