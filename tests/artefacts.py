@@ -15,11 +15,11 @@ import keras_randlora as kr
 WORKER = Path(__file__).with_name("artefact_worker.py")
 
 
-def adapted(name, seed=3, **options):
-    """Return an adapted model with random λ and γ, which change its outputs."""
+def adapted(name, values=3, **options):
+    """Return an adapted model whose λ and γ, drawn from `values`, matter."""
     model = EXAMPLES[name].build()
     kr.enable_randlora(model, **{"rank": 3, "targets": "all-linear", **options})
-    kr.set_adapter(model, random_adapter(model, seed))
+    kr.set_adapter(model, random_adapter(model, values))
     return model
 
 

@@ -357,11 +357,14 @@ def test_lambda_gamma_and_their_gradients_are_float32(policy, compute):
 
 
 @pytest.mark.parametrize("policy", HALF_POLICIES)
-def test_small_steps_of_lambda_are_not_lost(policy):
-    layer = dense(dtype=policy, randomized=False)
-    layer.randlora.lambda_.assign(np.ones((2, 3), "float32"))
-    layer.randlora.lambda_.assign_add(np.full((2, 3), 1e-6, "float32"))
-    assert np.all(as_numpy(layer.randlora.lambda_) > 1.0)
+def test_a_small_step_of_lambda_is_not_lost(policy):
+    """γ's gradient is linear in λ; in half precision 1 + 2**-11 would be 1."""
+    layer = dense(dtype=policy)
+    gradients = []
+    for value in (1.0, 1.0 + 2.0**-11):
+        layer.randlora.lambda_.assign(np.full((2, 3), value, "float32"))
+        gradients.append(call_and_gradients(layer, entries((6, 8)))[2]["gamma"])
+    assert_close(gradients[1], gradients[0] * np.float32(1.0 + 2.0**-11), 1e-6)
 
 
 @pytest.mark.parametrize("policy", HALF_POLICIES)

@@ -567,6 +567,18 @@ BAD_ARRAYS = {
         ),
         r"'fc.0.bias' has shape \(3,\). Layer 'hidden_1' needs \(10,\)",
     ),
+    "bias of a folder without": (
+        lambda arrays: arrays.update(
+            {"base_model.model.fc.0.base_layer.bias": np.zeros(10, "float32")}
+        ),
+        "holds what becomes 'hidden_1/bias' of the model, but says bias='none'",
+    ),
+    "half of a whole module": (
+        lambda arrays: arrays.update(
+            {"base_model.model.out.weight": np.zeros((3, 5), "float32")}
+        ),
+        "lacks what becomes 'head/bias' of the model",
+    ),
     "unknown whole module": (
         lambda arrays: arrays.update(
             {"base_model.model.score.weight": np.zeros((3, 5), "float32")}
@@ -607,6 +619,10 @@ BAD_OPTIONS = {
         {"bias": "all"},
         "trained with bias='all', which also trains biases of modules that are not "
         "adapted",
+    ),
+    "no biases": (
+        {"bias": "randlora_only"},
+        "lacks what becomes 'hidden_1/bias' of the model",
     ),
     "alpha": ({"randlora_alpha": math.nan}, "`alpha` must be finite"),
 }
@@ -672,6 +688,13 @@ def test_load_refuses_an_adapted_model(tmp_path):
     kr.enable_randlora(model, rank=2, targets="hidden_1")
     match = "'mlp' is adapted already. Call `disable_randlora"
     assert_load_refused(model, mlp_folder(tmp_path), match, name_map=MLP_NAMES)
+
+
+def test_load_refuses_what_is_no_keras_model(tmp_path):
+    with pytest.raises(
+        TypeError, match="must be a `keras.Model`, .* Received: 'llama'"
+    ):
+        kr.peft.load("llama", mlp_folder(tmp_path))
 
 
 def test_load_refuses_one_layer_for_two_modules(tmp_path):

@@ -15,6 +15,7 @@ NAMED_BY_CLASS = pytest.mark.xfail(
 )
 DIRECT = {name for name in EXAMPLES if name not in ("llama3", "gemma3", "vit")}
 HUB = {"llama3": "CausalLM", "bert": "TextClassifier", "vit": "ImageClassifier"}
+EXCLUDED = {"bert": ["pooled_dense"]}  # for the reason above
 WAYS = ("keras", "preset")
 
 
@@ -24,7 +25,7 @@ def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     expected, requests = {}, []
     for name, kind in HUB.items():
-        model = artefacts.adapted(name, targets=None)
+        model = artefacts.adapted(name, exclude=EXCLUDED.get(name, ()))
         model.save(folder / f"{name}.keras")
         model.save_to_preset(str(folder / name))
         expected[name] = [artefacts.outputs(model, b) for b in artefacts.batches(name)]
@@ -54,7 +55,7 @@ def randlora_model():
     inputs = keras.Input((6,))
     x = kr.RandLoRADense(10, rank=3, activation="tanh", name="hidden")(inputs)
     x = keras.layers.Reshape((2, 5), name="reshape")(x)
-    x = kr.RandLoRAEinsumDense("abc,cde->abde", (None, 2, 2), rank=2, name="ein")(x)
+    x = kr.RandLoRAEinsumDense("abc,cde->abde", (2, 2, 2), rank=2, name="ein")(x)
     outputs = kr.RandLoRADense(3, rank=2, name="head")(keras.layers.Flatten()(x))
     model = keras.Model(inputs, outputs)
     rng = np.random.default_rng(3)

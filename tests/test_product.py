@@ -264,10 +264,26 @@ def broken(*_):
     [(broken, lambda tensors, gradient: (gradient,)), (lambda x: 2.0 * x, broken)],
     ids=["forward", "backward"],
 )
-def test_an_exception_is_raised_and_not_hidden_in_nan(forward, backward, compiled):
+def test_an_exception_is_raised(forward, backward, compiled):
     function = with_gradient(forward, backward)
     with pytest.raises(ValueError, match="the wheel came off"):
         value_and_gradients(function, np.ones(3, "float32"), compiled=compiled)
+
+
+def test_an_exception_that_comes_once_does_not_become_a_nan_gradient():
+    """As it does in `keras.ops.custom_gradient` on torch, which then tries again."""
+    calls = []
+
+    def forward(x):
+        calls.append(x)
+        if len(calls) == 1:
+            broken()
+        return 2.0 * x
+
+    function = with_gradient(forward, lambda tensors, gradient: (2.0 * gradient,))
+    with pytest.raises(ValueError, match="the wheel came off"):
+        value_and_gradients(function, np.ones(3, "float32"), compiled=False)
+    assert len(calls) == 1
 
 
 def test_the_hand_written_gradient_is_the_one_used():
