@@ -32,6 +32,7 @@ from keras_randlora.adapt import (
     renew_optimizer,
     set_trainable,
 )
+from keras_randlora.hub_repairs import complete_config
 from keras_randlora.report import summary
 from keras_randlora.saved_model import to_litert, to_onnx, to_openvino
 
@@ -171,7 +172,12 @@ def export_merged(
     if elsewhere:
         _require_importable_classes(model, format)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as place, merged(model), _plain(model, state):
+    with (
+        replacing(path) as place,
+        merged(model),
+        _plain(model, state),
+        complete_config(model),
+    ):
         if elsewhere:
             _write_elsewhere(model, place, format, verbose)
         else:

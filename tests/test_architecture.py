@@ -13,7 +13,8 @@ PACKAGE = Path(kr.__file__).parent
 
 # A module imports from the lines above its own only. A new one finds its place here.
 LEVELS = [
-    {"atomic", "bases", "gradient", "layouts", "peft_folder", "saved_model", "update"},
+    {"atomic", "bases", "gradient", "hub_repairs", "layouts", "peft_folder"}
+    | {"saved_model", "update"},
     {"config"},
     {"bank"},
     {"product"},

@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 from models import (
     EXAMPLES,
+    Subclassed,
     attention,
     cnn,
     nested,
@@ -157,6 +158,15 @@ def test_paths_do_not_depend_on_the_name_of_the_model(name):
     assert selected(model, targets=f"{name}/head") == ["head"]
 
 
+def test_the_number_of_a_model_is_no_block():
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, Subclassed(name="encoder_7")(inputs), name="outer_3")
+    blocks = {site.path: site.block_index for site in sites(model) if site.linear}
+    assert blocks["encoder_7/head"] is None
+    with pytest.raises(ValueError, match="`layers` names block 7, but the targets"):
+        selected(model, targets="head", layers=[7])
+
+
 # Models of layers that cannot be adapted
 
 
@@ -291,7 +301,11 @@ REFUSALS = {
         f"`targets` matches no layer of the model. Received: 'zzz'. {LINEAR}",
     ),
     "glob without a match": (attention, dict(targets="*/kee"), "Received: '*/kee'."),
-    "expression of a part": (attention, dict(targets="re:que"), "Received: 're:que'."),
+    "expression of a part": (
+        attention,
+        dict(targets="re:mixer/que"),
+        "Received: 're:mixer/que'.",
+    ),
     "group without a match": (attention, dict(targets="mlp"), "Received: 'mlp'."),
     "exclude misspelt": (
         attention,
