@@ -14,10 +14,10 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from einsum_equations import EQUATIONS
 
 import keras_randlora as kr
 from keras_randlora.targets import sites
-from tests.einsum_equations import EQUATIONS
 
 HUB_MODELS = pathlib.Path(keras_hub.src.models.__path__[0])
 RANDLORA_CLASSES = (kr.RandLoRADense, kr.RandLoRAEinsumDense)
