@@ -24,12 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.fixture(scope="module")
 def models():
     """Return the adapted models of `MODELS`."""
-    return {
-        name: artefacts.adapted(
-            name, exclude=["pooled_dense"] if name == "bert" else ()
-        )
-        for name in MODELS
-    }
+    return {name: artefacts.adapted(name) for name in MODELS}
 
 
 @pytest.mark.parametrize("name, format", PAIRS)

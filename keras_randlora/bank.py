@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -254,3 +256,26 @@ class GivenBasisBank(BasisBank):
     def _assign(self, basis_a: Array, basis_b: Array) -> None:
         for variable, basis in zip(self.weights, (basis_a, basis_b), strict=True):
             variable.assign(basis)
+
+
+_REBUILT: weakref.WeakValueDictionary[str, BasisBank] = weakref.WeakValueDictionary()
+
+
+def rebuilt_bank(config: dict[str, Any] | None) -> BasisBank | None:
+    """Return the bank of a layer's configuration, the same for layers that shared one.
+
+    Keras shares objects within one `load_model` only; `clone_model` and
+    `model_from_json` rebuild layer by layer. Drawn bases never change, so that one
+    bank can serve every rebuilt model as well.
+
+    Args:
+        config: What `keras.saving.serialize_keras_object` made of the bank, `None`
+            for a layer that owns its bank.
+    """
+    if config is None or "seed" not in config["config"]:
+        return keras.saving.deserialize_keras_object(config)
+    key = json.dumps(config, sort_keys=True)
+    bank = _REBUILT.get(key)
+    if bank is None:
+        bank = _REBUILT[key] = keras.saving.deserialize_keras_object(config)
+    return bank

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_randlora.bank import BasisBank
+from keras_randlora.bank import BasisBank, rebuilt_bank
 from keras_randlora.bases import DISTRIBUTIONS, BasisSpec, resolve_sparsity
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.layouts import KernelLayout, dense_layout, einsum_layout
@@ -171,8 +172,7 @@ class RandLoRAAdapter(keras.layers.Layer):
         base = _to_numpy(owner._kernel)
         recovered = _to_numpy(owner.unmerged_kernel(owner.merged_kernel()))
         changed = np.flatnonzero(base != recovered)
-        if self.bank.given:
-            store["given_bases"] = np.ones(1, "int8")
+        store["options"] = np.frombuffer(json.dumps(self._origin()).encode(), "uint8")
         store["lambda"] = _to_numpy(self.lambda_)
         store["gamma"] = _to_numpy(self.gamma)
         store["base_index"] = changed.astype("int64")
@@ -185,20 +185,27 @@ class RandLoRAAdapter(keras.layers.Layer):
         and the update is reset to zero.
 
         Raises:
-            ValueError: λ and γ were trained with given bases and the layer has drawn
-                ones, or the other way about.
+            ValueError: λ and γ were trained with other bases or another scale, so
+                that they mean another update in this layer.
         """
         if "lambda" not in store:
             self.reset()
             return
         owner = self._layer()
-        if self.bank.given != ("given_bases" in store):
-            theirs, ours = ("drawn", "given") if self.bank.given else ("given", "drawn")
+        ours = self._origin()
+        theirs = json.loads(np.asarray(store["options"]).tobytes())
+        others = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+        if others:
+            trained, has = (
+                ", ".join(f"{name}={options.get(name)!r}" for name in others)
+                for options in (theirs, ours)
+            )
             raise ValueError(
-                f"The weights of layer '{owner.path}' were trained with {theirs} "
-                f"bases; the layer has {ours} ones. Adapt the model as it was then: "
-                "load its adapter with `load_adapter` or `keras_randlora.peft.load`, "
-                "or call `enable_randlora` with the same options."
+                f"The weights of layer '{owner.path}' were trained with {trained}; the "
+                f"layer has {has}, which would make another update of them. Call "
+                "`enable_randlora` with the options of then (bases that were given: "
+                "`load_adapter` or `keras_randlora.peft.load`) on a fresh model and "
+                "load the file into that: this one is loaded in part."
             )
         self.lambda_.assign(np.asarray(store["lambda"]))
         self.gamma.assign(np.asarray(store["gamma"]))
@@ -206,6 +213,18 @@ class RandLoRAAdapter(keras.layers.Layer):
         index = np.asarray(store["base_index"])
         base.reshape(-1)[index] = np.asarray(store["base_value"]).astype(base.dtype)
         owner._kernel.assign(base)
+
+    def _origin(self) -> dict[str, Any]:
+        """Return what must be equal for λ and γ to mean the same update."""
+        spec = self.bank.spec
+        drawn = {"sparsity": spec.sparsity, "seed": spec.seed}
+        return {
+            "rank": self.shape.rank,
+            "num_bases": self.shape.num_bases,
+            "alpha": self.options.alpha,
+            "basis": GIVEN if self.bank.given else spec.basis,
+            **({} if self.bank.given else drawn),
+        }
 
     def _factor(self, name: str, shape: tuple[int, int], value: float) -> Any:
         return self.add_weight(
@@ -384,6 +403,11 @@ class RandLoRALayer(keras.layers.Layer):
             outputs = self.activation(outputs)
         return outputs
 
+    def __repr__(self) -> str:
+        """Return Keras's form with the adapted class's own name."""
+        kind, plain = type(self).__qualname__, type(self).__name__
+        return super().__repr__().replace(plain, kind, 1)
+
     def merged_kernel(self) -> Array:
         """Return `kernel + update` in the kernel's dtype and shape."""
         kernel = self._kernel
@@ -444,8 +468,7 @@ class RandLoRALayer(keras.layers.Layer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> RandLoRALayer:
         """Rebuild the layer from `get_config`'s result."""
-        bank = keras.saving.deserialize_keras_object(config.get("bank"))
-        return super().from_config({**config, "bank": bank})
+        return super().from_config({**config, "bank": rebuilt_bank(config.get("bank"))})
 
 
 @keras.saving.register_keras_serializable(package="keras_randlora")
@@ -533,9 +556,14 @@ class RandLoRAEinsumDense(RandLoRALayer, keras.layers.EinsumDense):
 
 
 ADAPTED_CLASSES: dict[type, type[RandLoRALayer]] = {
-    keras.layers.Dense: RandLoRADense,
-    keras.layers.EinsumDense: RandLoRAEinsumDense,
+    adapted.plain_class: adapted for adapted in (RandLoRADense, RandLoRAEinsumDense)
 }
+
+# Keras files the weights of a layer that stands in a list, or directly in a functional
+# model, under its class's `__name__`. With the plain class's, the files of plain and
+# adapted models interchange. Registration has taken the name of its own before.
+for _plain, _adapted in ADAPTED_CLASSES.items():
+    _adapted.__name__ = _plain.__name__
 
 
 def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:

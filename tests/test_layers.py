@@ -487,7 +487,7 @@ CONFIGS = {
 def test_config_round_trip(name):
     layer = CONFIGS[name]
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
-    assert config["registered_name"] == f"keras_randlora>{type(layer).__name__}"
+    assert config["registered_name"] == f"keras_randlora>{type(layer).__qualname__}"
     again = keras.saving.deserialize_keras_object(config)
     assert type(again) is type(layer)
     assert again.get_config() == layer.get_config()
@@ -588,6 +588,43 @@ def test_save_load_save_is_bit_identical(tmp_path, policy, shared):
     first = h5_arrays(tmp_path / "first.weights.h5")
     assert len(first) > 8
     assert h5_arrays(tmp_path / "second.weights.h5") == first
+
+
+REBUILT = {
+    "clone_model": keras.models.clone_model,
+    "to_json": lambda model: keras.models.model_from_json(model.to_json()),
+}
+
+
+@pytest.mark.parametrize("way", REBUILT)
+def test_a_rebuilt_model_has_one_bank_for_the_layers_that_shared_one(way):
+    model = functional_model(shared_bank())
+    again = REBUILT[way](model)
+    assert again.get_layer("first").bank is again.get_layer("second").bank
+    again.set_weights(model.get_weights())
+    x = entries((2, 3, 6))
+    assert np.array_equal(as_numpy(again(x)), as_numpy(model(x)))
+
+
+def test_a_layers_name_tells_that_it_is_adapted():
+    layer = RandLoRADense(3, rank=2, name="dense_of_a_list")
+    assert repr(layer).startswith("<RandLoRADense name=dense_of_a_list")
+
+
+OTHERS = {
+    "seed": ({"seed": 1}, "seed=0; the layer has seed=1"),
+    "alpha": ({"alpha": 3.0}, "alpha=40.0; the layer has alpha=3.0"),
+    "rank": ({"rank": 3}, "rank=2, num_bases=3, .*; the layer has rank=3, num_bases=2"),
+    "basis": ({"basis": "binary"}, "'sparse', .*; the layer has basis='binary'"),
+}
+
+
+@pytest.mark.parametrize("option", OTHERS)
+def test_a_weights_file_of_other_bases_or_scale_is_refused(tmp_path, option):
+    options, match = OTHERS[option]
+    functional_model().save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(ValueError, match=f"'first' were trained with .*{match}"):
+        functional_model(**options).load_weights(tmp_path / "m.weights.h5")
 
 
 class Holder(keras.Model):

@@ -8,14 +8,7 @@ from models import EXAMPLES
 
 import keras_randlora as kr
 
-# Keras names the weights of a layer in a list, or directly in a functional model, by
-# its class, so that a plain model does not find those of an adapted layer there.
-NAMED_BY_CLASS = pytest.mark.xfail(
-    raises=ValueError, reason="groups are called rand_lo_ra_dense instead of dense"
-)
-DIRECT = {name for name in EXAMPLES if name not in ("llama3", "gemma3", "vit")}
 HUB = {"llama3": "CausalLM", "bert": "TextClassifier", "vit": "ImageClassifier"}
-EXCLUDED = {"bert": ["pooled_dense"]}  # for the reason above
 WAYS = ("keras", "preset")
 
 
@@ -25,7 +18,7 @@ def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     expected, requests = {}, []
     for name, kind in HUB.items():
-        model = artefacts.adapted(name, exclude=EXCLUDED.get(name, ()))
+        model = artefacts.adapted(name)
         model.save(folder / f"{name}.keras")
         model.save_to_preset(str(folder / name))
         expected[name] = [artefacts.outputs(model, b) for b in artefacts.batches(name)]
@@ -94,10 +87,7 @@ def test_adapted_functional_model_comes_back_adapted(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=NAMED_BY_CLASS if n in DIRECT else ()) for n in EXAMPLES],
-)
+@pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")
 def test_weights_of_an_adapted_model_load_into_a_plain_one(name, tmp_path):
     model = artefacts.adapted(name)
