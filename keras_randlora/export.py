@@ -32,7 +32,7 @@ from keras_randlora.adapt import (
     renew_optimizer,
     set_trainable,
 )
-from keras_randlora.hub_repairs import complete_config
+from keras_randlora.hub_repairs import backbone_of, complete_config
 from keras_randlora.report import summary
 from keras_randlora.saved_model import to_litert, to_onnx, to_openvino
 
@@ -227,7 +227,7 @@ def _check_request(
 def _require_known_to_transformers(model: keras.Model) -> None:
     from keras_hub.src.utils.transformers.export.hf_exporter import MODEL_EXPORTERS
 
-    backbone = type(getattr(model, "backbone", model)).__name__
+    backbone = type(backbone_of(model)).__name__
     if backbone not in MODEL_EXPORTERS:
         raise ValueError(
             f"keras-hub cannot write a {backbone} for transformers, only "

@@ -1,4 +1,4 @@
-"""What keras-hub leaves out of a backbone's configuration, put back while saving."""
+"""What is particular to keras-hub: its backbones, kernels it reads, gaps it leaves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,28 @@ import inspect
 from collections.abc import Iterator
 
 import keras
+
+# Layers of keras-hub 0.32 that multiply by the kernel of a layer they hold instead of
+# calling it, and the names of those layers.
+_READ_KERNELS = {
+    "Gemma4ClippableEinsumDense": {"dense"},
+    "Gemma4TextDecoderBlock": {"ffw_gating", "ffw_gating_2", "ffw_linear"},
+}
+
+
+def backbone_of(model: keras.Model) -> keras.Model:
+    """Return the backbone of a keras-hub task, and any other model itself.
+
+    A backbone may hold one of its own: D-FINE keeps its HGNetV2 as `backbone`.
+    """
+    if hasattr(model, "default_lora_layer_names"):
+        return model
+    return getattr(model, "backbone", model)
+
+
+def reads_kernel(holder: keras.layers.Layer, layer: keras.layers.Layer) -> bool:
+    """Whether `holder` uses the kernel of `layer` without calling the layer."""
+    return layer.name in _READ_KERNELS.get(type(holder).__name__, ())
 
 
 @contextlib.contextmanager
@@ -17,7 +39,7 @@ def complete_config(model: keras.Model) -> Iterator[None]:
     that a saved model with tied embeddings (Llama 3.2, SmolLM2) does not load: it
     comes back with an output matrix of its own, for which the file has no values.
     """
-    backbone = getattr(model, "backbone", model)
+    backbone = backbone_of(model)
     embedding = getattr(backbone, "token_embedding", None)
     arguments = inspect.signature(type(backbone).__init__).parameters
     if (

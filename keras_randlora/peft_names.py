@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import keras
 
+from keras_randlora.hub_repairs import backbone_of
 from keras_randlora.layers import RandLoRALayer
 from keras_randlora.targets import Site, sites
 
@@ -271,7 +272,7 @@ class ModuleNames:
         name_map: Mapping[str, str] | None = None,
         prefix: str | None = None,
     ) -> None:
-        backbone = getattr(model, "backbone", model)
+        backbone = backbone_of(model)
         self.kind = type(backbone).__name__
         self.family = FAMILIES.get(self.kind)
         self._sites = [site for site in sites(model) if _is_linear(site)]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import keras
 
 from keras_randlora.config import RandLoRAConfig
+from keras_randlora.hub_repairs import backbone_of, reads_kernel
 from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer
 
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
@@ -109,6 +110,7 @@ def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
             f"selects. Received: targets={config.targets}, exclude={config.exclude}."
         )
     adapted = _in_blocks(adapted, config.layers)
+    _require_called(adapted)
     for site in adapted:
         _require_adaptable(site)
     also_trained: list[Site] = []
@@ -145,8 +147,10 @@ def select_paths(
         if not by_path[path].linear:
             raise ValueError(_unsupported_message(path, by_path[path]))
         _require_adaptable(by_path[path])
+    chosen = [site for path, site in by_path.items() if path in adapted]
+    _require_called(chosen)
     return Selection(
-        [site for path, site in by_path.items() if path in adapted],
+        chosen,
         [site for path, site in by_path.items() if path in also_trained],
     )
 
@@ -167,8 +171,7 @@ def _targeted(
 
 
 def _default_targets(model: keras.Model, everything: list[Site]) -> list[Site]:
-    backbone = getattr(model, "backbone", model)
-    names: list[str] = getattr(backbone, "default_lora_layer_names", list)()
+    names: list[str] = getattr(backbone_of(model), "default_lora_layer_names", list)()
     chosen = [site for site in everything if site.linear and site.name in names]
     chosen = chosen or _GROUPS[DEFAULT_GROUP](model, everything)
     if not chosen:
@@ -221,12 +224,8 @@ def _mlp(model: keras.Model, everything: list[Site]) -> list[Site]:
 
 
 def _all_linear(model: keras.Model, everything: list[Site]) -> list[Site]:
-    backbone = getattr(model, "backbone", None)
-    return [
-        site
-        for site in everything
-        if site.linear and (backbone is None or backbone in site.ancestors)
-    ]
+    backbone = backbone_of(model)
+    return [site for site in everything if site.linear and backbone in site.ancestors]
 
 
 _GROUPS: dict[str, Callable[[keras.Model, list[Site]], list[Site]]] = {
@@ -256,6 +255,18 @@ def _require_built(model: keras.Model, everything: list[Site]) -> None:
         raise ValueError(
             f"Model '{model.name}' is not built yet: '{name}' has no kernel. Call "
             "the model on one batch (or `model.build(input_shape)`) first."
+        )
+
+
+def _require_called(adapted: list[Site]) -> None:
+    """Refuse layers whose holder reads the kernel: no output would see the update."""
+    read = [s for s in adapted if reads_kernel(s.ancestors[-1], s.layer)]
+    if read:
+        raise ValueError(
+            f"Layer '{read[0].path}' cannot be adapted: "
+            f"{type(read[0].ancestors[-1]).__name__} of keras-hub multiplies by its "
+            "kernel without calling it, so that an update would take no part. Leave "
+            f"such layers out: exclude={sorted({site.name for site in read})}."
         )
 
 
