@@ -50,8 +50,7 @@ class Family:
         folder: The folder of `keras_hub.src.models` that it stands for.
         make: Builds the model.
         make_inputs: Draws one batch of inputs (arrays) from a NumPy generator.
-        untrained: Linear layers that no output depends on, or not differentiably:
-            {end of the layer's path: reason}.
+        refused: Names of linear layers that cannot be adapted, each with its reason.
         own_updates: Other weights that change in training:
             {end of the weight's path: reason}.
     """
@@ -59,7 +58,7 @@ class Family:
     folder: str
     make: Callable[[], keras.Model]
     make_inputs: Callable[[np.random.Generator], object]
-    untrained: dict[str, str] = dataclasses.field(default_factory=dict)
+    refused: dict[str, str] = dataclasses.field(default_factory=dict)
     own_updates: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def build(self, seed=0):
@@ -471,7 +470,7 @@ def dinov3():
     return models.DINOV3Backbone(**VISION, patch_size=8, image_shape=(16, 16, 3))
 
 
-@family(images_with("images", nothing, 32, 32, 3))
+@family(pixels(32, 32, 3))
 def depth_anything():
     image_encoder = models.DINOV2Backbone(
         **VISION,
@@ -660,7 +659,15 @@ def clip():
     return models.CLIPBackbone(**_clip_like("CLIP"), projection_dim=8)
 
 
-@family(images_with("images", bare_text, 16, 16, 3))
+# The text is pooled at the end token, 2. Without one that is the first position, which
+# attends to itself alone, whatever query and key are.
+def _ended_text(rng):
+    inputs = bare_text(rng)
+    inputs["token_ids"][:, -1] = 2
+    return inputs
+
+
+@family(images_with("images", _ended_text, 16, 16, 3))
 def metaclip_2():
     return models.MetaCLIP2Backbone(**_clip_like("MetaCLIP2"), projection_dim=8)
 
@@ -902,8 +909,9 @@ def _stable_diffusion_inputs(rng):
         f"clip_{size}_{sign}token_ids" for size in "lg" for sign in ("", "negative_")
     ]
     return {
-        "images": pixels(16, 16, 3)(rng),
-        "latents": pixels(2, 2, 16)(rng),
+        # Four patches of latents: attention over a single one is constant.
+        "images": pixels(32, 32, 3)(rng),
+        "latents": pixels(4, 4, 16)(rng),
         **{key: token_ids(rng) for key in token_keys},
         "num_steps": np.ones((BATCH,), "int32"),
         "guidance_scale": np.full((BATCH,), 2.0, "float32"),
@@ -936,7 +944,7 @@ def stable_diffusion_3():
         vae=vae,
         clip_l=_clip_text_encoder("clip_l", 16),
         clip_g=_clip_text_encoder("clip_g", 24),
-        image_shape=(16, 16, 3),
+        image_shape=(32, 32, 3),
     )
     model.configure_scheduler(4)
     return model
@@ -1122,7 +1130,14 @@ def _gemma4_inputs(rng):
     }
 
 
-@family(_gemma4_inputs)
+_KERNEL_READ = "The layer that holds it multiplies by its kernel and never calls it."
+GEMMA4_FEEDFORWARD = dict.fromkeys(
+    ("ffw_gating", "ffw_gating_2", "ffw_linear"), _KERNEL_READ
+)
+
+
+# The projections of the image encoder are named `dense`.
+@family(_gemma4_inputs, refused={"dense": _KERNEL_READ, **GEMMA4_FEEDFORWARD})
 def gemma4():
     vision_encoder = models.Gemma4VisionEncoder(
         **VISION,
@@ -1153,7 +1168,7 @@ def gemma4():
     )
 
 
-@family(_gemma4_text, folder="gemma4")
+@family(_gemma4_text, folder="gemma4", refused=GEMMA4_FEEDFORWARD)
 def gemma4_moe():
     return models.Gemma4Backbone(
         **GEMMA4,
