@@ -1,4 +1,4 @@
-"""The transformers and PEFT side of `test_peft.py`, in a process of its own.
+"""The transformers and PEFT side of `test_peft_interop.py`, in a process of its own.
 
     python peft_worker.py train ROOT CASE...     train adapters with PEFT
     python peft_worker.py outputs ROOT ADAPTERS  compute with our adapters

@@ -6,20 +6,15 @@ takes some minutes and 2 GB of disk.
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
+import keras
+import keras_hub
 import numpy as np
+import pretrained
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import keras  # noqa: E402
-import keras_hub  # noqa: E402
-import pretrained  # noqa: E402
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+import torch
+import transformers
 
 # keras-hub 0.32 leaves `tokenizer.model` open.
 pytestmark = pytest.mark.filterwarnings(

@@ -13,14 +13,13 @@ import keras
 import keras_hub
 import numpy as np
 import peft_worker
+import pretrained
 import pytest
 from keras_hub import models
 from peft_worker import CASES, SMOLLM2
 from safetensors.numpy import load_file
 
 import keras_randlora as kr
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
 WORKER = pathlib.Path(peft_worker.__file__)
 WEIGHTS = "adapter_model.safetensors"
@@ -153,7 +152,6 @@ def test_every_table_of_names_is_tried():
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory):
     """Return a folder with SmolLM2-135M and an adapter that PEFT trained on it."""
-    pretrained = pytest.importorskip("pretrained")
     folder = tmp_path_factory.mktemp("pretrained")
     (folder / SMOLLM2).mkdir()
     (folder / SMOLLM2 / "base").symlink_to(pretrained.smollm2())
