@@ -13,7 +13,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TESTS := $(addprefix test-,$(BACKENDS))
 INTEGRATION := $(addprefix integration-,$(BACKENDS))
 
-.PHONY: help env lint format test integration demo demo-gemma clean $(TESTS) $(INTEGRATION)
+.PHONY: help env lint format test integration demo demo-gemma bench bench-gpu clean \
+  $(TESTS) $(INTEGRATION)
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' Makefile
@@ -65,6 +66,17 @@ demo: $(ENV) ## Fine-tune SmolLM2-135M; BACKEND=jax, tensorflow or torch
 demo-gemma: $(ENV) ## The same with Gemma 3 270M
 	$(BIN)/python examples/demo.py --preset gemma3-270m --backend $(BACKEND) \
 	  --output runs/demo-gemma-$(BACKEND)
+
+bench: $(ENV) ## Measure step times, memory, layers and life cycle (about an hour)
+	$(BIN)/python -m benchmarks.step_time
+	$(BIN)/python -m benchmarks.step_time --targets query,value --tokens 2x256 \
+	  --methods keras-lora randlora-uniform randlora-kronecker peft-lora peft-randlora \
+	  --out benchmarks/results/raw/step_time_query_value.json
+	$(BIN)/python -m benchmarks.single_layer
+	$(BIN)/python -m benchmarks.life_cycle
+
+bench-gpu: $(ENV) ## Measure step times and memory on a GPU, with torch and JAX
+	$(BIN)/python -m benchmarks.gpu_step
 
 clean: ## Remove caches and build output; .venv and runs stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

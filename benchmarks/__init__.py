@@ -1,0 +1,1 @@
+"""How fast, how large: see README.md in this folder."""

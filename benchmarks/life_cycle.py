@@ -1,0 +1,64 @@
+"""Seconds to enable, summarize, save, load and merge; bytes of files and of bases.
+
+python -m benchmarks.life_cycle --backends jax --rank 32
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import results
+from benchmarks.cases import ALL_LINEAR, BACKENDS, layer_names
+from benchmarks.models import MODELS
+from benchmarks.processes import rows_of
+
+STORAGES = (
+    "uniform",
+    "ternary",
+    "kronecker",
+    "uniform-auto-regenerated",
+    "ternary-auto-regenerated",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for; return 1 where something failed."""
+    options = parse(arguments)
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    result = results.new("life_cycle", settings)
+    runs = [(backend, "cycle_worker") for backend in options.backends]
+    runs += [] if options.no_peft else [("PEFT", "cycle_peft")]
+    for name, module in runs:
+        heading = (
+            f"{name}, {options.model}, {', '.join(options.targets)}, "
+            f"rank {options.rank} (LoRA {options.lora_rank})"
+        )
+        print(heading, flush=True)
+        backend = "torch" if name == "PEFT" else name
+        rows = rows_of(f"benchmarks.{module}", settings, backend, options.threads)
+        result["cases"].append({"heading": heading, "backend": name, "rows": rows})
+        results.write(result, options.out, "The life of an adapter, in seconds")
+    return results.show(result, options.out)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", choices=MODELS, default="smollm2")
+    add("--targets", type=layer_names, default=(ALL_LINEAR,))
+    add("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    add("--no-peft", action="store_true", help="without PEFT's side")
+    add("--storages", nargs="+", default=STORAGES, help="bases to count the bytes of")
+    add("--rank", type=int, default=32, help="of the bases of RandLoRA")
+    add("--lora-rank", type=int, default=16, help="of PEFT's LoRA")
+    add("--threads", type=int, default=2)
+    add("--repeats", type=int, default=3, help="of which the median counts")
+    add("--out", type=Path, default=results.RAW / "life_cycle.json")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

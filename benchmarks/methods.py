@@ -1,0 +1,53 @@
+"""Full fine-tuning, LoRA and RandLoRA, each put on a model that is there."""
+
+from typing import Any
+
+from benchmarks.cases import Case, parse_method
+from benchmarks.models import MODELS, NAMES
+
+
+def adapt_keras(model: Any, case: Case) -> None:
+    """Prepare a Keras model for the case's method."""
+    import keras_randlora as kr
+
+    method = parse_method(case.method)
+    if method == "full":
+        return
+    if method == "keras-lora":
+        enable_keras_lora(model, case.targets, case.lora_rank)
+        return
+    kr.enable_randlora(
+        model, rank=case.rank, targets=list(case.targets), **method.options()
+    )
+
+
+def enable_keras_lora(model: Any, targets: Any, rank: int) -> None:
+    """Put Keras's own LoRA on exactly the layers that ours would adapt.
+
+    keras-hub's `enable_lora` knows the default names only.
+    """
+    from keras_randlora.config import RandLoRAConfig
+    from keras_randlora.targets import select
+
+    config = RandLoRAConfig(rank=rank, targets=list(targets))
+    for variable in model.weights:
+        variable.trainable = False
+    for site in select(model, config).adapted:
+        site.layer.enable_lora(rank)
+
+
+def adapt_peft(model: Any, case: Case) -> Any:
+    """Return a transformers model wrapped by PEFT for the case's method."""
+    import peft
+
+    names = NAMES[MODELS[case.model].family]
+    modules = [names[name] for name in MODELS[case.model].targeted(case.targets)]
+    if case.method == "peft-lora":
+        rank = case.lora_rank
+        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=modules)
+    else:
+        alpha = 20 * case.rank
+        config = peft.RandLoraConfig(
+            r=case.rank, randlora_alpha=alpha, target_modules=modules
+        )
+    return peft.get_peft_model(model, config)

@@ -1,0 +1,89 @@
+"""A picture of each kind of result."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def step_time(result: Result, path: Path, title: str) -> None:
+    """Draw a bar for each method: its time over Keras LoRA's."""
+    cases = [
+        (case["heading"], ratios)
+        for case in result["cases"]
+        if (ratios := _ratios(case["rows"]))
+    ]
+    figure, axes = _panels(
+        len(cases), 1 + 0.28 * max([len(r) for _, r in cases] or [1])
+    )
+    for axis, (heading, ratios) in zip(axes, cases, strict=True):
+        bars = axis.barh(list(ratios), list(ratios.values()))
+        axis.bar_label(bars, fmt="%.2f", padding=3)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.margins(x=0.15)
+        axis.invert_yaxis()
+        axis.set_title(heading, fontsize=9)
+    _save(figure, path, title)
+
+
+def single_layer(result: Result, path: Path, title: str) -> None:
+    """Draw the time over Keras LoRA's against the layers, a panel for each backend."""
+    figure, axes = _panels(len(result["cases"]), 4.5)
+    for axis, case in zip(axes, result["cases"], strict=True):
+        rows = [row for row in case["rows"] if "error" not in row]
+        labels = [f"{r['inputs']}×{r['outputs']}\n{r['tokens']} tokens" for r in rows]
+        for method in dict.fromkeys(m for row in rows for m in row["ratios"]):
+            style = "--" if method.endswith("factored") else "-"
+            values = [row["ratios"].get(method) for row in rows]
+            axis.plot(range(len(rows)), values, style, marker="o", label=method)
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set_yscale("log")
+        axis.set_xticks(range(len(rows)), labels, fontsize=6, rotation=60)
+        axis.set_title(case["heading"], fontsize=9)
+        if rows:
+            axis.legend(fontsize=7)
+    _save(figure, path, title)
+
+
+def life_cycle(result: Result, path: Path, title: str) -> None:
+    """Draw the measures in seconds as bars, a panel for each backend."""
+    cases = [
+        (case["heading"], rows)
+        for case in result["cases"]
+        if (rows := [r for r in case["rows"] if r.get("measure", "").endswith(", s")])
+    ]
+    figure, axes = _panels(len(cases), 2.5)
+    for axis, (heading, rows) in zip(axes, cases, strict=True):
+        bars = axis.barh([r["measure"] for r in rows], [r["value"] for r in rows])
+        axis.bar_label(bars, fmt="%.2f", padding=3)
+        axis.margins(x=0.15)
+        axis.invert_yaxis()
+        axis.set_title(heading, fontsize=9)
+    _save(figure, path, title)
+
+
+PLOTS: dict[str, Callable[[Result, Path, str], None]] = {
+    "step_time": step_time,
+    "single_layer": single_layer,
+    "life_cycle": life_cycle,
+}
+
+
+def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return each method's ratio to Keras LoRA, where there is one."""
+    found = {row["method"]: row.get("ratios", {}).get("keras-lora") for row in rows}
+    return {method: ratio for method, ratio in found.items() if ratio is not None}
+
+
+def _panels(count: int, height: float) -> tuple[Any, list[Any]]:
+    """Return a figure and so many panels below each other."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, max(1, count) * height), layout="constrained")
+    return figure, [figure.add_subplot(count, 1, i + 1) for i in range(count)]
+
+
+def _save(figure: Any, path: Path, title: str) -> None:
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)

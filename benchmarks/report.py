@@ -1,0 +1,155 @@
+"""Markdown tables of results: `python -m benchmarks.report RESULT.json ...`."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Return the tables of a result under the machine that it is from."""
+    parts = [_origin(result["machine"])]
+    for case in result["cases"]:
+        good = [row for row in case["rows"] if "error" not in row]
+        body = TABLES[result["kind"]](good) if good else "Nothing could be measured."
+        failed = "\n".join(
+            f"- `{row.get('method', row.get('measure'))}` failed: {row['error']}"
+            for row in case["rows"]
+            if "error" in row
+        )
+        parts += [f"**{case['heading']}**", body, *([failed] if failed else [])]
+    return "\n\n".join(parts)
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return one table; the first column to the left, the others to the right."""
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [
+        [
+            cell.rjust(w) if i else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    rule = ["-" * w if not i else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join(
+        f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:])
+    )
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number with so many decimals, a dash for none."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def step_time(rows: list[Row]) -> str:
+    """Return times, ratios, operations and memory of the methods of one race."""
+    lora = next((row for row in rows if row["method"] == "keras-lora"), None)
+    peft = any(row["method"] == "peft-lora" for row in rows)
+    head = ["method", "s a step", "÷ Keras LoRA", *["÷ PEFT LoRA"] * peft]
+    head += ["GFLOP", "÷ Keras LoRA", "GFLOP/s", "peak grown, MB", "÷ Keras LoRA"]
+    head += ["peak, MB", "÷ Keras LoRA", "trained", "first step, s", "loss"]
+    return markdown(head, [_step_row(row, lora, peft) for row in rows])
+
+
+def _step_row(row: Row, lora: Row | None, peft: bool) -> list[str]:
+    work, peaks = operations(row), [grown(row), highest(row)]
+    base = [operations(lora), grown(lora), highest(lora)] if lora else [None] * 3
+    columns = [row["method"], number(row["median_s"], 3)]
+    columns += [number(row["ratios"].get("keras-lora"))]
+    columns += [number(row["ratios"].get("peft-lora"))] * peft
+    columns += [number(work / 1e9, 1), _ratio(work, base[0])]
+    columns += [number(work / 1e9 / row["median_s"], 1)]
+    for peak, reference in zip(peaks, base[1:], strict=True):
+        columns += [number(peak / 1e6, 0), _ratio(peak, reference)]
+    columns += [number(row["trainable"], 0), number(row["first_step_s"], 1)]
+    return [*columns, number(row["first_loss"], 3)]
+
+
+def operations(row: Row) -> int:
+    """Return the counted operations of a step."""
+    return sum(row["operations"].values())
+
+
+def highest(row: Row) -> int:
+    """Return the peak of a step: of the GPU's memory, else of the resident size."""
+    return row.get("device_peak_bytes", row["peak_bytes"])
+
+
+def grown(row: Row) -> int:
+    """Return how far the resident size rises over that before the first step."""
+    return row["peak_bytes"] - row["before_bytes"]
+
+
+def single_layer(rows: list[Row]) -> str:
+    """Return the time of each way over Keras LoRA's, a line for each layer."""
+    methods = list(dict.fromkeys(m for row in rows for m in row["ratios"]))
+    names = [method.removeprefix("randlora-") for method in methods]
+    head = ["layer, tokens, rank", "Keras LoRA, ms", *names, "auto"]
+    lines = []
+    for row in rows:
+        times = row["median_s"]
+        ratios = [number(row["ratios"].get(method)) for method in methods]
+        label = f"{row['inputs']}×{row['outputs']}, {row['tokens']}, {row['rank']}"
+        verdict = "; ".join(auto_verdict(row))
+        lines.append([label, number(1e3 * times["keras-lora"], 1), *ratios, verdict])
+    return markdown(head, lines)
+
+
+def auto_verdict(row: Row) -> list[str]:
+    """Say for each basis what `auto` picks, and what it loses by that."""
+    verdicts = []
+    for basis, picked in row["auto"].items():
+        seconds = {
+            way: row["median_s"].get(f"randlora-{basis}-{way}")
+            for way in ("materialized", "factored")
+        }
+        if None in seconds.values():
+            continue
+        loss = seconds[picked] / min(seconds.values()) - 1
+        verdicts.append(f"{basis} {picked}" + (f" (+{loss:.0%})" if loss else ""))
+    return verdicts
+
+
+def life_cycle(rows: list[Row]) -> str:
+    """Return one line for each measure."""
+    lines = [[row["measure"], number(row["value"], row["digits"])] for row in rows]
+    return markdown(["", "measured"], lines)
+
+
+TABLES: dict[str, Callable[[list[Row]], str]] = {
+    "step_time": step_time,
+    "single_layer": single_layer,
+    "life_cycle": life_cycle,
+}
+
+
+def _ratio(value: float, reference: float | None) -> str:
+    return number(value / reference if reference else None)
+
+
+def _origin(machine: dict[str, Any]) -> str:
+    versions = ", ".join(
+        f"{name} {version}" for name, version in machine["versions"].items() if version
+    )
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB"
+        f"{gpu}; commit {machine['commit']}, Python {machine['python']}, {versions}."
+    )
+
+
+def main() -> None:
+    """Print the tables of the named files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path)
+    for path in parser.parse_args().results:
+        print(tables(json.loads(path.read_text())), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

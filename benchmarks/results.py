@@ -1,0 +1,36 @@
+"""Where results are written: one JSON, one PNG, and the tables on the screen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.plots import PLOTS
+from benchmarks.report import tables
+
+RAW = Path(__file__).parent / "results" / "raw"
+
+
+def new(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return an empty result: what is measured, where, and with which options."""
+    return {
+        "kind": kind,
+        "machine": machine.describe(),
+        "settings": settings,
+        "cases": [],
+    }
+
+
+def write(result: dict[str, Any], path: Path, title: str) -> None:
+    """Write a result as JSON and PNG, so that a run cut short leaves what it has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(path)
+    PLOTS[result["kind"]](result, path.with_suffix(".png"), title)
+
+
+def show(result: dict[str, Any], path: Path) -> int:
+    """Print a result's tables; return 1 where something failed, else 0."""
+    print(tables(result), f"Written to {path.name} and .png.", sep="\n\n")
+    return int(any("error" in row for case in result["cases"] for row in case["rows"]))

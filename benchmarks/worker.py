@@ -1,0 +1,94 @@
+"""The process of one method: `python -m benchmarks.worker CASE`.
+
+Started and asked by `benchmarks.race`, one JSON line a question and one an answer:
+`prepare` builds the model and warms it up, `step` trains once, `memory` tells the peak.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from typing import Any
+
+from benchmarks import memory
+from benchmarks.cases import Case
+from benchmarks.processes import limit_threads, one_line
+
+WARM_UP_STEPS = 2
+
+
+class Worker:
+    """Answers the questions of the parent."""
+
+    def __init__(self, case: Case) -> None:
+        # The imports take seconds; the parent lets all workers do them at once.
+        from benchmarks import session
+
+        if not case.is_peft:
+            import keras_hub  # noqa: F401
+
+        session.require_device(case)
+        self.case, self._open = case, session.open_session
+
+    def prepare(self) -> dict[str, Any]:
+        """Build the model, take the first steps, and settle the memory."""
+        self.session = self._open(self.case)
+        self.before = memory.settle()
+        first_loss, first_seconds = self._timed_step()
+        for _ in range(WARM_UP_STEPS - 1):
+            self._timed_step()
+        answer = {
+            "trainable": self.session.trainable(),
+            "operations": self.session.operations()._asdict(),
+            "first_step_s": first_seconds,
+            "first_loss": first_loss,
+            "first_peak_bytes": memory.peak(),
+        }
+        self._settle()
+        return answer
+
+    def step(self) -> dict[str, Any]:
+        """Take one step."""
+        loss, seconds = self._timed_step()
+        return {"seconds": seconds, "loss": loss}
+
+    def memory(self) -> dict[str, Any]:
+        """Tell the peak of the steps since `prepare`."""
+        answer = {"before_bytes": self.before, "peak_bytes": memory.peak()}
+        if self.case.device == "gpu":
+            answer["device_peak_bytes"] = memory.device_peak(self.case.backend)
+        return answer
+
+    def _settle(self) -> None:
+        memory.settle()
+        if self.case.device == "gpu":
+            memory.settle_device(self.case.backend)
+
+    def _timed_step(self) -> tuple[float, float]:
+        started = time.perf_counter()
+        loss = self.session.step()
+        return loss, time.perf_counter() - started
+
+
+def main() -> None:
+    """Answer until the parent has no more questions."""
+    case = Case.from_json(sys.argv[1])
+    limit_threads(case.threads)
+    # What libraries print goes to stderr: stdout is for the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        worker = Worker(case)
+        print(json.dumps({"ready": True}), file=answers, flush=True)
+        for question in sys.stdin:
+            answer = getattr(worker, question.strip())()
+            print(json.dumps(answer), file=answers, flush=True)
+    except Exception as error:
+        traceback.print_exc()
+        print(json.dumps({"error": one_line(error)}), file=answers, flush=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
