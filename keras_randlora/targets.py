@@ -287,6 +287,12 @@ def _require_adaptable(site: Site) -> None:
             f"Layer '{site.path}' has a `kernel_constraint`, which an update of the "
             "kernel would not respect. Remove the constraint or the target."
         )
+    if isinstance(site.ancestors[-1], keras.layers.SpectralNormalization):
+        raise ValueError(
+            f"Layer '{site.path}' stands in a SpectralNormalization, which rewrites "
+            "the kernel in every training step. RandLoRA keeps it frozen; remove the "
+            "wrapper or the target."
+        )
     try:
         ADAPTED_CLASSES[type(layer)].layout_of(layer)
     except ValueError as error:

@@ -193,6 +193,7 @@ def curiosities():
     x = layers.EinsumDense("bnd,ndh->bnh", (4, 6), name="per_head")(inputs)
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(5, kernel_constraint="unit_norm", name="constrained")(x)
+    x = layers.SpectralNormalization(layers.Dense(6, name="scaled"), name="wrapper")(x)
     x = ExpertBank(name="experts")(x)
     x = Doubled(6, name="doubled")(x)
     return keras.Model(inputs, layers.Dense(3, name="head")(x), name="curiosities")
@@ -255,6 +256,12 @@ REFUSALS = {
         curiosities,
         dict(targets=["head", "constrained"]),
         "Layer 'constrained' has a `kernel_constraint`, which an update of the kernel",
+    ),
+    "rewritten kernel": (
+        curiosities,
+        dict(targets=["head", "scaled"]),
+        "Layer 'wrapper/scaled' stands in a SpectralNormalization, which rewrites the "
+        "kernel in every training step. RandLoRA keeps it frozen;",
     ),
     "batch of kernels": (
         curiosities,
