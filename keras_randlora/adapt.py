@@ -93,7 +93,8 @@ def enable_randlora(
             else its attention layers.
         alpha: The update is scaled by `alpha / rank`; default `20 * rank`.
         basis: Distribution of the bases: `"uniform"`, `"normal"`, `"binary"`,
-            `"sparse"`, `"very_sparse"` or `"ternary"`.
+            `"sparse"`, `"very_sparse"`, `"ternary"`, or `"kronecker"`, whose products
+            cost a small part of a dense basis's.
         sparsity: For `basis="ternary"`: each sign has probability `1 / sparsity`.
         seed: Integer in `[0, 2**32)` that determines the bases.
         num_bases: Upper bound on the bases of a layer; default full rank.

@@ -14,6 +14,14 @@ from keras import ops
 from keras_randlora import bases
 from keras_randlora.bases import BasisSpec
 from keras_randlora.config import BASIS_STORAGES
+from keras_randlora.gradient import computed_after
+from keras_randlora.operators import (
+    Basis,
+    DenseBasis,
+    KroneckerBasis,
+    dense_operations,
+    kronecker_operations,
+)
 from keras_randlora.update import UpdateShape
 
 Array = Any
@@ -67,7 +75,6 @@ class BasisBank(keras.layers.Layer):
         self.b_columns = b_columns
         self.spec = BasisSpec(basis=basis, sparsity=sparsity, seed=seed)
         self.storage = storage
-        self.basis_a = self.basis_b = None
         self.build()
 
     @classmethod
@@ -87,11 +94,10 @@ class BasisBank(keras.layers.Layer):
         )
 
     def build(self, input_shape: Any = None) -> None:
-        """Create the stored pair; nothing for regenerated storage."""
+        """Create the stored bases; nothing for regenerated storage."""
         if self.storage == "stored":
-            a, b = self.draw()
-            self.basis_a = self._frozen("basis_a", a)
-            self.basis_b = self._frozen("basis_b", b)
+            for name, values in self.draw_stored().items():
+                setattr(self, name, self._frozen(name, values))
         self.built = True
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
@@ -100,6 +106,16 @@ class BasisBank(keras.layers.Layer):
             bases.draw_a(self.spec, self.rank, self.a_columns),
             bases.draw_b(self.spec, self.b_rows, self.b_columns),
         )
+
+    def draw_stored(self) -> dict[str, np.ndarray]:
+        """Return what stored bases hold: the pair, or A and the factors of B."""
+        if not self._is_kronecker:
+            return dict(zip(("basis_a", "basis_b"), self.draw(), strict=True))
+        return {
+            "basis_a": bases.draw_a(self.spec, self.rank, self.a_columns),
+            "basis_left": bases.draw_left(self.spec, self.b_rows, self.b_columns),
+            "basis_right": bases.draw_right(self.spec),
+        }
 
     def serves(self, shape: UpdateShape) -> bool:
         """Return whether the pair is large enough for `shape`."""
@@ -125,39 +141,66 @@ class BasisBank(keras.layers.Layer):
 
     def stored(self) -> tuple[Array, ...]:
         """Return the stored tensors, none for regenerated storage."""
-        if self.basis_a is None:
-            return ()
-        return (
-            ops.convert_to_tensor(self.basis_a),
-            ops.convert_to_tensor(self.basis_b),
-        )
+        return tuple(map(ops.convert_to_tensor, self._non_trainable_variables))
 
     def read(
-        self, stored: Sequence[Array], shape: UpdateShape, dtype: Any
-    ) -> tuple[Array, Array]:
-        """Return `basis_a` and `basis_b` for one layer, with unit variance.
+        self,
+        stored: Sequence[Array],
+        shape: UpdateShape,
+        dtype: Any,
+        after: Array | None = None,
+    ) -> tuple[Array, Basis]:
+        """Return `basis_a` and `basis_b` for one layer, as drawn.
 
         Args:
             stored: What `stored()` returned.
             shape: Sizes of the layer's update.
             dtype: Floating-point dtype of the result.
+            after: A tensor that a compiler must wait for before it draws or converts
+                bases, so that they do not stay alive between their uses.
 
         Returns:
-            `basis_a` of shape `(r, s)`, `basis_b` of shape `(l, n * r)`.
+            `basis_a` of shape `(r, s)`, and `basis_b` `(l, n * r)` as an operator. The
+            product of both must be multiplied by `pair_scale`.
         """
-        if stored:
-            basis_a = stored[0][:, : shape.smaller]
-            basis_b = stored[1][: shape.larger, : shape.columns]
-        else:
-            basis_a = bases.draw_a_ops(self.spec, self.rank, shape.smaller)
-            basis_b = bases.draw_b_ops(self.spec, shape.larger, shape.columns)
-            basis_a = ops.cast(basis_a, self._held_dtype)
-            basis_b = ops.cast(basis_b, self._held_dtype)
-        return self._unit_variance(basis_a, dtype), self._unit_variance(basis_b, dtype)
+        rows, columns = shape.larger, shape.columns
+        blocks = bases.blocks(rows), bases.blocks(columns)
+        sizes = [(self.rank, shape.smaller), (rows, columns)]
+        if self._is_kronecker:
+            sizes[1:] = [blocks, (bases.BLOCK, bases.BLOCK)]
+        held = stored or self._draw_ops(shape, after)
+        basis_a, *basis_b = (
+            self._converted(basis[: size[0], : size[1]], dtype, after)
+            for basis, size in zip(held, sizes, strict=True)
+        )
+        if self._is_kronecker:
+            left, right = basis_b
+            return basis_a, KroneckerBasis(left, right, rows, columns)
+        return basis_a, DenseBasis(*basis_b)
+
+    @property
+    def pair_scale(self) -> float:
+        """The factor that gives the product of A and B their unit variance."""
+        return bases.scale_of(self.spec) ** 2
 
     def bases(self, shape: UpdateShape, dtype: Any) -> tuple[Array, Array]:
-        """Return `basis_a` and `basis_b` for one layer; see `read`."""
-        return self.read(self.stored(), shape, dtype)
+        """Return `basis_a` and `basis_b` for one layer, with unit variance.
+
+        Args:
+            shape: Sizes of the layer's update.
+            dtype: Floating-point dtype of the result.
+
+        Returns:
+            Matrices of shape `(r, s)` and `(l, n * r)`.
+        """
+        basis_a, basis_b = self.read(self.stored(), shape, dtype)
+        scale = bases.scale_of(self.spec)
+        return basis_a * scale, basis_b.dense() * scale
+
+    def operations(self, shape: UpdateShape) -> int:
+        """Count the operations of a product of a layer's B with one column."""
+        count = kronecker_operations if self._is_kronecker else dense_operations
+        return count(shape.larger, shape.columns)
 
     def save_own_variables(self, store: Any) -> None:
         """Write nothing: the bases follow from the seed."""
@@ -180,6 +223,10 @@ class BasisBank(keras.layers.Layer):
         }
 
     @property
+    def _is_kronecker(self) -> bool:
+        return self.spec.basis == "kronecker"
+
+    @property
     def _held_dtype(self) -> str:
         """The dtype of stored bases, to which regenerated ones are rounded too."""
         ternary = bases.DISTRIBUTIONS[self.spec.basis].dtype == "int8"
@@ -195,10 +242,26 @@ class BasisBank(keras.layers.Layer):
             autocast=False,
         )
 
-    def _unit_variance(self, basis: Array, dtype: Any) -> Array:
-        scale = bases.scale_of(self.spec)
-        basis = ops.cast(basis, dtype)
-        return basis if scale == 1.0 else basis * scale
+    def _draw_ops(self, shape: UpdateShape, after: Array | None) -> list[Array]:
+        """Draw what `stored()` would hold for one layer."""
+        seed = bases.seed_tensor(self.spec)
+        if after is not None:
+            seed = computed_after(after, seed)
+        sides = shape.larger, shape.columns
+        drawn = [bases.draw_a_ops(self.spec, self.rank, shape.smaller, seed)]
+        if self._is_kronecker:
+            drawn.append(bases.draw_left_ops(self.spec, *sides, seed))
+            drawn.append(bases.draw_right_ops(self.spec, seed))
+        else:
+            drawn.append(bases.draw_b_ops(self.spec, *sides, seed))
+        return [ops.cast(basis, self._held_dtype) for basis in drawn]
+
+    def _converted(self, basis: Array, dtype: Any, after: Array | None) -> Array:
+        if keras.backend.standardize_dtype(basis.dtype) == dtype:
+            return basis
+        if after is not None:
+            basis = computed_after(after, basis)
+        return ops.cast(basis, dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_randlora")
@@ -231,7 +294,7 @@ class GivenBasisBank(BasisBank):
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the pair as NumPy arrays, float32."""
-        if self.basis_a is None:
+        if not self.weights:
             a = np.full((self.rank, self.a_columns), np.nan, "float32")
             return a, np.full((self.b_rows, self.b_columns), np.nan, "float32")
         a, b = (ops.cast(basis, "float32") for basis in self.stored())

@@ -14,6 +14,11 @@ narrower A, and `draw_a` (NumPy) and `draw_a_ops` (`keras.ops`) agree bit for bi
 | `"sparse"` | ±1 with probability 1/6 each, else 0 | int8 |
 | `"very_sparse"` | ±1 with probability 1/√l each, else 0 | int8 |
 | `"ternary"` | ±1 with probability 1/`sparsity` each, else 0 | int8 |
+| `"kronecker"` | A: U(-√3, √3); B: the leading part of `left ⊗ right` | float32 |
+
+The left factor is U(-√3, √3), the right one a Hadamard matrix of 64 rows with random
+signs of its rows and columns, so that each entry of B is U(-√3, √3) as well. All
+leading blocks of `right` are regular, and those of `left` with probability 1.
 
 Zeros can cost the update its rank: a zero column of A is a zero column of every term,
 and more than `num_bases` columns of A in one direction are linearly dependent in the
@@ -40,7 +45,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-_BASIS_A, _BASIS_B = 0, 1
+BLOCK = 64  # side of the right factor of `"kronecker"`: near √l for common kernels
+_BASIS_A, _BASIS_B, _SIGNS = 0, 1, 2
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _KEY_PARITY = 0x1BD11BDA
 _CHUNK_COUNTERS = 1 << 15  # few enough for the temporaries to stay in cache
@@ -152,21 +158,90 @@ def draw_a(spec: BasisSpec, rank: int, columns: int) -> np.ndarray:
 def draw_b(spec: BasisSpec, rows: int, columns: int) -> np.ndarray:
     """Return the bases B of all terms, `(rows, columns)`, float32 or int8.
 
-    The columns `j, n+j, 2n+j, …` are B_j, with `n` the number of bases.
+    The columns `j, n+j, 2n+j, …` are B_j, with `n` the number of bases. Of a
+    `"kronecker"` basis this is the whole that the factors stand for.
     """
+    if spec.basis == "kronecker":
+        left, right = draw_left(spec, rows, columns), draw_right(spec)
+        return np.ascontiguousarray(np.kron(left, right)[:rows, :columns])
     return _draw(spec, _BASIS_B, rows, columns, np.arange(columns))
 
 
-def draw_a_ops(spec: BasisSpec, rank: int, columns: int) -> Any:
-    """Return the same numbers as `draw_a`, drawn with `keras.ops`, also in a trace."""
+def draw_left(spec: BasisSpec, rows: int, columns: int) -> np.ndarray:
+    """Return the left Kronecker factor, `(ceil(rows / 64), ceil(columns / 64))`."""
+    sides = blocks(rows), blocks(columns)
+    return _draw(spec, _BASIS_B, *sides, np.arange(sides[1]))
+
+
+def draw_right(spec: BasisSpec) -> np.ndarray:
+    """Return the right Kronecker factor, `(64, 64)`, ±1 in float32."""
+    signs = 1 - 2 * (_words((spec.seed, _SIGNS), 0, 2, BLOCK) & 1).astype(np.float32)
+    return signs[0][:, None] * _hadamard() * signs[1]
+
+
+def draw_a_ops(
+    spec: BasisSpec, rank: int, columns: int, seed: Any | None = None
+) -> Any:
+    """Return the same numbers as `draw_a`, drawn with `keras.ops`, also in a trace.
+
+    Args:
+        spec: What determines the entries.
+        rank: Rows of A.
+        columns: Columns of A.
+        seed: The result of `seed_tensor`, where it must not be a constant of the
+            trace; default: the spec's.
+    """
     guarded = ops.mod(ops.arange(columns, dtype="int32"), rank)
-    return _draw_ops(spec, _BASIS_A, rank, columns, guarded)
+    return _draw_ops(spec, seed, _BASIS_A, rank, columns, guarded)
 
 
-def draw_b_ops(spec: BasisSpec, rows: int, columns: int) -> Any:
-    """Return the same numbers as `draw_b`, drawn with `keras.ops`, also in a trace."""
+def draw_b_ops(
+    spec: BasisSpec, rows: int, columns: int, seed: Any | None = None
+) -> Any:
+    """Return the same numbers as `draw_b`; see `draw_a_ops`."""
+    if spec.basis == "kronecker":
+        left, right = (
+            draw_left_ops(spec, rows, columns, seed),
+            draw_right_ops(spec, seed),
+        )
+        return kronecker(left, right, rows, columns)
     guarded = ops.arange(columns, dtype="int32")
-    return _draw_ops(spec, _BASIS_B, rows, columns, guarded)
+    return _draw_ops(spec, seed, _BASIS_B, rows, columns, guarded)
+
+
+def draw_left_ops(
+    spec: BasisSpec, rows: int, columns: int, seed: Any | None = None
+) -> Any:
+    """Return the same numbers as `draw_left`; see `draw_a_ops`."""
+    sides = blocks(rows), blocks(columns)
+    guarded = ops.arange(sides[1], dtype="int32")
+    return _draw_ops(spec, seed, _BASIS_B, *sides, guarded)
+
+
+def draw_right_ops(spec: BasisSpec, seed: Any | None = None) -> Any:
+    """Return the same numbers as `draw_right`; see `draw_a_ops`."""
+    key = (seed_tensor(spec) if seed is None else seed, _SIGNS)
+    signs = ops.cast(ops.bitwise_and(_words_ops(key, 2, BLOCK), 1), "float32")
+    signs = ops.subtract(1.0, ops.multiply(2.0, signs))
+    hadamard = ops.convert_to_tensor(_hadamard())
+    return ops.expand_dims(signs[0], 1) * hadamard * signs[1]
+
+
+def blocks(size: int) -> int:
+    """Return how many blocks of `BLOCK` rows or columns hold `size` of them."""
+    return -(-size // BLOCK)
+
+
+def kronecker(left: Any, right: Any, rows: int, columns: int) -> Any:
+    """Return the leading `(rows, columns)` of `left ⊗ right`."""
+    whole = left[:, None, :, None] * right[None, :, None, :]
+    shape = left.shape[0] * BLOCK, left.shape[1] * BLOCK
+    return ops.reshape(whole, shape)[:rows, :columns]
+
+
+def seed_tensor(spec: BasisSpec) -> Any:
+    """Return the bits of the seed as an int32 tensor, for `draw_b_ops`."""
+    return ops.convert_to_tensor(_signed(spec.seed), dtype="int32")
 
 
 def threefry_2x32(
@@ -189,19 +264,26 @@ def threefry_2x32(
     return x0, x1
 
 
-def threefry_2x32_ops(key: tuple[int, int], x0: Any, x1: Any) -> tuple[Any, Any]:
-    """Return the words of the counters `x0`, `x1`, all int32 tensors of one shape."""
-    schedule = _key_schedule(key)
-    x0 = ops.add(x0, _signed(schedule[0]))
-    x1 = ops.add(x1, _signed(schedule[1]))
+def threefry_2x32_ops(key: tuple[Any, Any], x0: Any, x1: Any) -> tuple[Any, Any]:
+    """Return the words of the counters `x0`, `x1`, all int32 tensors of one shape.
+
+    Args:
+        key: Two int32, as tensors or integers.
+        x0: Counters.
+        x1: Counters.
+    """
+    both = ops.bitwise_xor(ops.bitwise_xor(key[0], key[1]), _signed(_KEY_PARITY))
+    schedule = key[0], key[1], both
+    x0 = ops.add(x0, schedule[0])
+    x1 = ops.add(x1, schedule[1])
     for step in range(1, 6):
         for distance in _ROTATIONS[(step - 1) % 2]:
             x0 = ops.add(x0, x1)
             low = _logical_right_shift(x1, 32 - distance)
             x1 = ops.bitwise_or(ops.left_shift(x1, distance), low)
             x1 = ops.bitwise_xor(x1, x0)
-        x0 = ops.add(x0, _signed(schedule[step % 3]))
-        x1 = ops.add(x1, _signed(schedule[(step + 1) % 3] + step))
+        x0 = ops.add(x0, schedule[step % 3])
+        x1 = ops.add(x1, ops.add(schedule[(step + 1) % 3], step))
     return x0, x1
 
 
@@ -228,10 +310,11 @@ def _draw(
 
 
 def _draw_ops(
-    spec: BasisSpec, which: int, rows: int, columns: int, guarded: Any
+    spec: BasisSpec, seed: Any, which: int, rows: int, columns: int, guarded: Any
 ) -> Any:
     """Do what `_draw` does with `keras.ops`, in one piece."""
-    words = _words_ops((spec.seed, which), rows, columns)
+    key = (seed_tensor(spec) if seed is None else seed, which)
+    words = _words_ops(key, rows, columns)
     entries = DISTRIBUTIONS[spec.basis].entries_ops(words, spec)
     if spec.sparsity is None:
         return entries
@@ -252,7 +335,7 @@ def _words(key: tuple[int, int], start: int, stop: int, columns: int) -> np.ndar
     return words.reshape(stop - start, 2 * pairs)[:, :columns]
 
 
-def _words_ops(key: tuple[int, int], rows: int, columns: int) -> Any:
+def _words_ops(key: tuple[Any, Any], rows: int, columns: int) -> Any:
     """Return the words of a whole `(rows, columns)` basis as an int32 tensor."""
     pairs = (columns + 1) // 2
     row = ops.expand_dims(ops.arange(rows, dtype="int32"), 1)
@@ -335,7 +418,18 @@ DISTRIBUTIONS: dict[str, Distribution] = {
         "int8", lambda side: max(2.0, math.sqrt(side)), _ternary, _ternary_ops
     ),
     "ternary": Distribution("int8", lambda side: None, _ternary, _ternary_ops),
+    "kronecker": Distribution("float32", lambda side: None, _uniform, _uniform_ops),
 }
+
+
+@functools.cache
+def _hadamard() -> np.ndarray:
+    """Return Sylvester's Hadamard matrix, `(64, 64)`, ±1 in float32."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < BLOCK:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    matrix.flags.writeable = False
+    return matrix
 
 
 def _logical_right_shift(x: Any, distance: int) -> Any:

@@ -1,4 +1,4 @@
-"""Functions with a hand-written gradient, the same on every backend.
+"""Functions with a hand-written gradient, and the order of their computations.
 
 `keras.ops.custom_gradient` would do, but on torch it turns an exception inside
 the function into NaN gradients, and its gradient signature differs by backend.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import ops
 
 Array = Any
 Forward = Callable[..., Array]
@@ -26,6 +27,30 @@ def with_gradient(forward: Forward, backward: Backward) -> Forward:
             that are frozen. Only the arguments are kept for it.
     """
     return _BACKENDS[keras.backend.backend()](forward, backward)
+
+
+def computed_after(signal: Array, tensor: Array) -> Array:
+    """Return `tensor`, unchanged, as a value that exists only once `signal` does.
+
+    A compiler otherwise forms the same adapted kernel once for the forward and the
+    backward pass, and all of them at the start of the step, and keeps them all alive.
+
+    Args:
+        signal: A floating-point tensor.
+        tensor: A tensor of any numeric dtype.
+    """
+    backend = keras.backend.backend()
+    if backend == "torch":
+        return tensor
+    if backend == "jax":
+        import jax
+
+        # XLA drops the barrier too early on a CPU.
+        if jax.default_backend() != "cpu":
+            return jax.lax.optimization_barrier((signal, tensor))[1]
+    first = signal[(slice(0, 1),) * len(signal.shape)]
+    never = ops.logical_and(ops.equal(first, first), ops.not_equal(first, first))
+    return tensor + ops.cast(ops.any(never), tensor.dtype)
 
 
 def _torch(forward: Forward, backward: Backward) -> Forward:

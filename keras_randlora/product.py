@@ -5,10 +5,11 @@ n·r ≈ s, counted in multiply-adds ×2:
 
 | way | extra operations over the frozen layer, forward + backward |
 |---|---|
-| materialized: `x (W + M)`, M formed again for the gradient | `6 l s n r` + `2 T l s` |
-| factored: `x W + (x …) …` through the two factors | `2 T n r (2 l + 3 s)` |
+| materialized: `x (W + M)`, M formed again for the gradient | `3 s b` + `2 T l s` |
+| factored: `x W + (x …) …` through the two factors | `2 T b` + `6 T n r s` |
 
-Both keep only the input for the backward pass.
+`b` is what a product of B with one column costs, `2 l n r` for a dense one. Both keep
+only the input for the backward pass.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from typing import Any
 from keras import ops
 
 from keras_randlora.bank import BasisBank
-from keras_randlora.gradient import with_gradient
+from keras_randlora.gradient import computed_after, with_gradient
 from keras_randlora.layouts import KernelLayout
+from keras_randlora.operators import Basis
 from keras_randlora.update import (
     UpdateShape,
     adapter_gradients,
-    gradients_from_kernel,
+    gradients_from_update,
     kernel_update,
     scaled_basis_a,
 )
@@ -65,54 +67,67 @@ class AdaptedProduct:
         cheaper = self.factored_operations(tokens) < materialized
         return "factored" if cheaper else "materialized"
 
+    @property
+    def factor(self) -> float:
+        """What the product of the bases is multiplied by."""
+        return self.scale * self.bank.pair_scale
+
     def materialized_operations(self, tokens: int, dropout: bool = False) -> int:
         """Count the operations a materialized update adds to a training step.
 
         The input's gradient through the frozen kernel is not counted: both ways
         have it.
         """
-        larger, smaller = self.shape.larger, self.shape.smaller
-        forming = 6 * larger * smaller * self.shape.columns
+        shape = self.shape
+        forming = 3 * shape.smaller * self.bank.operations(shape)
         products = 6 if dropout else 2
-        return forming + products * tokens * larger * smaller
+        return forming + products * tokens * shape.larger * shape.smaller
 
     def factored_operations(self, tokens: int) -> int:
         """Count the operations a factored update adds to a training step."""
-        larger, smaller = self.shape.larger, self.shape.smaller
-        return 2 * tokens * self.shape.columns * (2 * larger + 3 * smaller)
+        shape = self.shape
+        through_a = 6 * shape.columns * shape.smaller
+        return tokens * (2 * self.bank.operations(shape) + through_a)
 
     def update(self, lambda_: Array, gamma: Array, dtype: str) -> Array:
         """Return the update of the kernel in the kernel's own shape."""
-        basis_a, basis_b = self.bank.bases(self.shape, dtype)
-        matrix = kernel_update(self.shape, lambda_, gamma, basis_a, basis_b, self.scale)
+        bases = self.bank.read(self.bank.stored(), self.shape, dtype)
+        matrix = kernel_update(self.shape, lambda_, gamma, *bases, self.factor)
         return self.layout.to_kernel(matrix)
 
     def materialized(
         self, inputs: Array, kernel: Array, lambda_: Array, gamma: Array
     ) -> Array:
         """Return `inputs · (kernel + update)`."""
-        layout, bank, shape, scale = self.layout, self.bank, self.shape, self.scale
+        layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
 
-        def update_of(
-            lambda_: Array, gamma: Array, bases: tuple[Array, Array]
-        ) -> Array:
-            return kernel_update(shape, lambda_, gamma, *bases, scale)
+        def bases_and_update(
+            signal: Array, dtype: str, lambda_: Array, gamma: Array, stored: list[Array]
+        ) -> tuple[tuple[Array, Basis], Array]:
+            bases = bank.read(stored, shape, dtype, after=signal)
+            lambda_ = computed_after(signal, lambda_)
+            return bases, kernel_update(shape, lambda_, gamma, *bases, scale)
 
         def forward(x: Array, kernel: Array, *adapter: Array) -> Array:
             lambda_, gamma, *stored = adapter
-            bases = bank.read(stored, shape, kernel.dtype)
-            update = layout.to_kernel(update_of(lambda_, gamma, bases))
-            return layout.apply(x, kernel + update)
+            _, update = bases_and_update(x, kernel.dtype, lambda_, gamma, stored)
+            return layout.apply(x, kernel + layout.to_kernel(update))
 
         def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
             x, kernel, lambda_, gamma, *stored = tensors
-            bases = bank.read(stored, shape, kernel.dtype)
+            bases, update = bases_and_update(
+                gradient, kernel.dtype, lambda_, gamma, stored
+            )
             gradient = layout.output_rows(gradient, len(x.shape))
-            matrix = layout.to_matrix(kernel) + update_of(lambda_, gamma, bases)
-            x_gradient = ops.matmul(gradient, ops.transpose(matrix))
-            kernel_gradient = ops.matmul(ops.transpose(layout.rows(x)), gradient)
-            adapter = gradients_from_kernel(
-                shape, kernel_gradient, lambda_, gamma, *bases, scale
+            x_gradient = ops.matmul(
+                gradient, ops.transpose(layout.to_matrix(kernel) + update)
+            )
+            rows = layout.rows(x)
+            # The gradient of M, which is the kernel's or its transpose.
+            larger, smaller = (gradient, rows) if shape.transposed else (rows, gradient)
+            update_gradient = ops.matmul(ops.transpose(larger), smaller)
+            adapter = gradients_from_update(
+                update_gradient, lambda_, gamma, *bases, scale
             )
             frozen = (None,) * len(stored)
             return layout.from_rows(x_gradient, x), None, *adapter, *frozen
@@ -122,39 +137,39 @@ class AdaptedProduct:
 
     def factored(self, inputs: Array, lambda_: Array, gamma: Array) -> Array:
         """Return `inputs · update`, without forming the update."""
-        layout, bank, shape, scale = self.layout, self.bank, self.shape, self.scale
+        layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
 
         def scaled(lambda_: Array, gamma: Array, basis_a: Array, dtype: str) -> Array:
             stacked = scaled_basis_a(lambda_, gamma, ops.cast(basis_a, "float32"))
             return ops.cast(scale * stacked, dtype)
 
         def forward(x: Array, lambda_: Array, gamma: Array, *stored: Array) -> Array:
-            basis_a, basis_b = bank.read(stored, shape, x.dtype)
+            basis_a, basis_b = bank.read(stored, shape, x.dtype, after=x)
             stacked = scaled(lambda_, gamma, basis_a, x.dtype)
-            rows = layout.rows(x)
+            columns = ops.transpose(layout.rows(x))
             if shape.transposed:
-                inner = ops.matmul(rows, ops.transpose(stacked))
-                result = ops.matmul(inner, ops.transpose(basis_b))
+                inner = ops.matmul(stacked, columns)
+                rows = basis_b.expand_transposed(inner)
             else:
-                result = ops.matmul(ops.matmul(rows, basis_b), stacked)
-            return layout.from_output_rows(result, x)
+                inner = basis_b.project(columns)
+                rows = ops.matmul(ops.transpose(inner), stacked)
+            return layout.from_output_rows(rows, x)
 
         def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
             x, lambda_, gamma, *stored = tensors
-            basis_a, basis_b = bank.read(stored, shape, x.dtype)
+            basis_a, basis_b = bank.read(stored, shape, x.dtype, after=gradient)
             stacked = scaled(lambda_, gamma, basis_a, x.dtype)
             rows = layout.rows(x)
             gradient = layout.output_rows(gradient, len(x.shape))
             if shape.transposed:
-                inner = ops.matmul(gradient, basis_b)
-                stacked_gradient = ops.matmul(ops.transpose(inner), rows)
-                x_gradient = ops.matmul(inner, stacked)
+                inner = basis_b.project(ops.transpose(gradient))
+                stacked_gradient = ops.matmul(inner, rows)
+                x_gradient = ops.matmul(ops.transpose(inner), stacked)
             else:
-                inner = ops.matmul(rows, basis_b)
-                stacked_gradient = ops.matmul(ops.transpose(inner), gradient)
-                x_gradient = ops.matmul(
-                    ops.matmul(gradient, ops.transpose(stacked)),
-                    ops.transpose(basis_b),
+                inner = basis_b.project(ops.transpose(rows))
+                stacked_gradient = ops.matmul(inner, gradient)
+                x_gradient = basis_b.expand_transposed(
+                    ops.matmul(stacked, ops.transpose(gradient))
                 )
             adapter = adapter_gradients(
                 scale * ops.cast(stacked_gradient, "float32"),

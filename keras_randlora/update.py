@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_randlora.operators import Basis
+
 Array = Any
 
 
@@ -95,31 +97,25 @@ def scaled_basis_a(lambda_: Array, gamma: Array, basis_a: Array) -> Array:
     return ops.reshape(stacked, (rank * num_bases, gamma.shape[1]))
 
 
-def update_matrix(
-    lambda_: Array, gamma: Array, basis_a: Array, basis_b: Array, scale: float
-) -> Array:
-    """Return the update `M = scale * sum_j B_j diag(λ_j) A diag(γ_j)`, `(l, s)`."""
-    return ops.matmul(basis_b, scale * scaled_basis_a(lambda_, gamma, basis_a))
-
-
 def kernel_update(
     shape: UpdateShape,
     lambda_: Array,
     gamma: Array,
     basis_a: Array,
-    basis_b: Array,
+    basis_b: Basis,
     scale: float,
 ) -> Array:
     """Return the update of the kernel matrix, of shape `(inputs, outputs)`.
 
-    The factors are multiplied in the dtype of `basis_b`; λ, γ and A are combined
-    in float32 before.
+    It is `M = scale * sum_j B_j diag(λ_j) A diag(γ_j)`, transposed if the inputs are
+    the smaller side. The product is taken in the dtype of `basis_b`; λ, γ and A are
+    combined in float32 before.
     """
     scaled = scale * scaled_basis_a(lambda_, gamma, ops.cast(basis_a, "float32"))
     scaled = ops.cast(scaled, basis_b.dtype)
     if shape.transposed:
-        return ops.matmul(ops.transpose(scaled), ops.transpose(basis_b))
-    return ops.matmul(basis_b, scaled)
+        return basis_b.expand_transposed(scaled)
+    return basis_b.expand(scaled)
 
 
 def adapter_gradients(
@@ -142,34 +138,29 @@ def adapter_gradients(
     )
 
 
-def gradients_from_kernel(
-    shape: UpdateShape,
-    kernel_gradient: Array,
+def gradients_from_update(
+    update_gradient: Array,
     lambda_: Array,
     gamma: Array,
     basis_a: Array,
-    basis_b: Array,
+    basis_b: Basis,
     scale: float,
 ) -> AdapterGradients:
-    """Return the gradients of λ and γ from the gradient of the kernel matrix.
+    """Return the gradients of λ and γ from the gradient of the update M.
 
     With `G` the gradient of M, `P = Bᵀ G` is one product and both gradients are
     contractions of `P` with A.
 
     Args:
-        shape: Sizes of the update.
-        kernel_gradient: Gradient of the kernel matrix, `(inputs, outputs)`.
+        update_gradient: `G` of shape `(l, s)`, the kernel's, or its transpose.
         lambda_: λ of shape `(r, n)`, float32.
         gamma: γ of shape `(n, s)`, float32.
         basis_a: A of shape `(r, s)`.
         basis_b: B of shape `(l, n * r)`.
         scale: The factor of the update.
     """
-    if shape.transposed:
-        kernel_gradient = ops.transpose(kernel_gradient)
-    projected = ops.matmul(ops.transpose(basis_b), kernel_gradient)
     return adapter_gradients(
-        scale * ops.cast(projected, "float32"),
+        scale * ops.cast(basis_b.project(update_gradient), "float32"),
         lambda_,
         gamma,
         ops.cast(basis_a, "float32"),

@@ -14,8 +14,9 @@ PACKAGE = Path(kr.__file__).parent
 # A module imports from the lines above its own only. A new one finds its place here.
 LEVELS = [
     {"atomic", "bases", "gradient", "hub_repairs", "layouts", "peft_folder"}
-    | {"saved_model", "update"},
-    {"config"},
+    | {"saved_model"},
+    {"config", "operators"},
+    {"update"},
     {"bank"},
     {"product"},
     {"layers"},

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from backend import BACKEND, as_numpy, assert_close
 
+from keras_randlora.operators import DenseBasis
 from keras_randlora.update import UpdateShape, kernel_update
 
 if BACKEND != "torch":
@@ -60,7 +61,7 @@ def test_kernel_update_is_pefts_delta_weight(inputs, outputs, rank):
         layer.randlora_lambda["default"].detach(),
         layer.randlora_gamma["default"].detach(),
         basis_a[:, 0],
-        basis_b.flatten(start_dim=1),
+        DenseBasis(basis_b.flatten(start_dim=1)),
         ALPHA / rank,
     )
     expected = layer.get_delta_weight("default").detach()  # (outputs, inputs)

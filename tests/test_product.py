@@ -34,6 +34,9 @@ CASES = {
     "query": ("btd,ndh->btnh", (2, 3, 5), (2, 5, 4), 2, "uniform"),
     "attention output": ("btnh,nhd->btd", (2, 3, 2, 4), (2, 4, 5), 3, "binary"),
     "tokens behind": ("adt,ed->aet", (2, 5, 3), (4, 5), 2, "uniform"),
+    "kronecker": (DENSE_EQUATION, (3, 150), (150, 70), 4, "kronecker"),
+    "kronecker, transposed": ("btd,ndh->btnh", (2, 2, 66), (2, 66, 65), 3, "kronecker"),
+    "kronecker below a block": (DENSE_EQUATION, (3, 9), (9, 7), 2, "kronecker"),
     "axes in disorder": ("cabe,dbc->eda", (3, 2, 5, 4), (6, 5, 3), 4, "uniform"),
 }
 every_case = pytest.mark.parametrize("case", CASES)
@@ -136,7 +139,7 @@ def test_the_gradient_is_the_same_outside_a_compiler(way):
 
 
 @every_way
-@pytest.mark.parametrize("case", ["query", "attention output"])
+@pytest.mark.parametrize("case", ["query", "attention output", "kronecker"])
 def test_regenerated_bases_give_the_same_gradients(case, way):
     assert_as_expected(case, way, product_of(case, storage="regenerated"))
 
@@ -234,24 +237,38 @@ WAYS = {
 }
 
 
+def product_without_a_layout(inputs, outputs, num_bases=None, basis="uniform"):
+    shape = UpdateShape.of_kernel(inputs, outputs, 2, num_bases)
+    bank = BasisBank.for_shapes([shape], BasisSpec(basis, None, seed=5))
+    return AdaptedProduct(None, shape, bank, SCALE)
+
+
 @pytest.mark.parametrize("sides, bases, tokens, dropout, way", WAYS.values(), ids=WAYS)
 def test_auto_takes_the_way_with_fewer_operations(sides, bases, tokens, dropout, way):
-    product = AdaptedProduct(None, UpdateShape.of_kernel(*sides, 2, bases), None, SCALE)
+    product = product_without_a_layout(*sides, bases)
     assert product.way("auto", tokens, dropout) == way
 
 
 @every_way
 def test_a_chosen_way_is_kept(way):
-    product = AdaptedProduct(None, UpdateShape.of_kernel(8, 5, 2), None, SCALE)
+    product = product_without_a_layout(8, 5)
     for tokens in (1, 10_000, None):
         assert product.way(way, tokens) == way
 
 
 def test_operations_are_counted_in_multiply_adds_times_two():
-    product = AdaptedProduct(None, UpdateShape.of_kernel(8, 5, 2), None, SCALE)
+    product = product_without_a_layout(8, 5)
     assert product.materialized_operations(10) == 1440 + 800
     assert product.materialized_operations(10, dropout=True) == 1440 + 2400
     assert product.factored_operations(10) == 3720
+
+
+def test_operations_of_a_kronecker_basis():
+    # 192 = 3 blocks and 100 columns = 2 blocks of 64: 2·2·64·64 and 2·3·2·64 a column.
+    product = product_without_a_layout(192, 100, basis="kronecker")
+    column = 16_384 + 768
+    assert product.materialized_operations(10) == 3 * 100 * column + 2 * 10 * 19_200
+    assert product.factored_operations(10) == 10 * (2 * column + 6 * 100 * 100)
 
 
 def broken(*_):

@@ -7,12 +7,12 @@ import reference
 from backend import assert_close, evaluate
 from keras import ops
 
+from keras_randlora.operators import DenseBasis
 from keras_randlora.update import (
     UpdateShape,
-    gradients_from_kernel,
+    gradients_from_update,
     kernel_update,
     scaled_basis_a,
-    update_matrix,
 )
 
 SCALE = 1.7
@@ -39,6 +39,12 @@ every_case = pytest.mark.parametrize(
 def shape_and_factors(inputs, outputs, rank, bases=None):
     shape = UpdateShape.of_kernel(inputs, outputs, rank, bases)
     return shape, reference.random_factors(inputs, outputs, rank, bases)
+
+
+def with_basis(factors):
+    """Return the factors with B as an operator."""
+    *others, basis_b = factors
+    return *others, DenseBasis(basis_b)
 
 
 def as_float32(arrays):
@@ -80,11 +86,9 @@ def test_a_larger_rank_means_fewer_trainable_parameters():
 @every_case
 def test_update_is_the_papers_sum(inputs, outputs, rank, bases):
     shape, factors = shape_and_factors(inputs, outputs, rank, bases)
-    matrix, kernel = evaluate(
-        lambda *f: (update_matrix(*f, SCALE), kernel_update(shape, *f, SCALE)),
-        *as_float32(factors),
+    kernel = evaluate(
+        lambda *f: kernel_update(shape, *with_basis(f), SCALE), *as_float32(factors)
     )
-    assert_close(matrix, reference.update(factors, SCALE), TOLERANCE)
     expected = reference.kernel_update(inputs, outputs, factors, SCALE)
     assert_close(kernel, expected, TOLERANCE)
     assert kernel.shape == (inputs, outputs)
@@ -110,16 +114,18 @@ def test_one_entry_of_lambda_pairs_one_column_of_b_with_one_row_of_a():
     basis_a = np.array([[1.0, 2.0], [3.0, 4.0]])
     basis_b = np.arange(12.0).reshape(2, 6)
     factors = as_float32([lambda_, gamma, basis_a, basis_b])
-    result = evaluate(lambda *f: update_matrix(*f, 1.0), *factors)
-    assert result.tolist() == [[5 * 30, 5 * 40], [11 * 30, 11 * 40]]
+    shape = UpdateShape(2, 2, rank=2, num_bases=3)
+    result = evaluate(lambda *f: kernel_update(shape, *with_basis(f), 1.0), *factors)
+    assert result.T.tolist() == [[5 * 30, 5 * 40], [11 * 30, 11 * 40]]
 
 
 @every_case
-def test_gradients_from_kernel_are_the_slopes_of_the_reference(
+def test_gradients_from_update_are_the_slopes_of_the_reference(
     inputs, outputs, rank, bases
 ):
     shape, factors = shape_and_factors(inputs, outputs, rank, bases)
     upstream = np.random.default_rng(1).standard_normal((inputs, outputs))
+    update_gradient = upstream.T if shape.transposed else upstream
 
     def loss(**changed):
         moved = factors._replace(**changed)
@@ -127,8 +133,8 @@ def test_gradients_from_kernel_are_the_slopes_of_the_reference(
         return np.sum(upstream * delta)
 
     lambda_gradient, gamma_gradient = evaluate(
-        lambda *arrays: gradients_from_kernel(shape, *arrays, SCALE),
-        *as_float32([upstream, *factors]),
+        lambda g, *f: gradients_from_update(g, *with_basis(f), SCALE),
+        *as_float32([update_gradient, *factors]),
     )
     expected = reference.slopes(lambda value: loss(lambda_=value), factors.lambda_)
     assert_close(lambda_gradient, expected, TOLERANCE)
@@ -138,12 +144,12 @@ def test_gradients_from_kernel_are_the_slopes_of_the_reference(
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_gradients_are_float32_where_the_bases_are_not(dtype):
-    shape, factors = shape_and_factors(7, 9, 3)
+    _, factors = shape_and_factors(7, 9, 3)
 
     def gradients(lambda_, gamma, basis_a, basis_b):
-        bases = ops.cast(basis_a, dtype), ops.cast(basis_b, dtype)
-        upstream = ops.ones((7, 9), dtype)
-        return gradients_from_kernel(shape, upstream, lambda_, gamma, *bases, SCALE)
+        bases = ops.cast(basis_a, dtype), DenseBasis(ops.cast(basis_b, dtype))
+        upstream = ops.ones((9, 7), dtype)
+        return gradients_from_update(upstream, lambda_, gamma, *bases, SCALE)
 
     results = gradients(*map(ops.convert_to_tensor, as_float32(factors)))
     dtypes = [keras.backend.standardize_dtype(g.dtype) for g in results]
