@@ -72,6 +72,8 @@ bench: $(ENV) ## Measure step times, memory, layers and life cycle (about an hou
 	$(BIN)/python -m benchmarks.step_time --targets query,value --tokens 2x256 \
 	  --methods keras-lora randlora-uniform randlora-kronecker peft-lora peft-randlora \
 	  --out benchmarks/results/raw/step_time_query_value.json
+	$(BIN)/python -m benchmarks.step_time --all-ways --tokens 1x128 --backends torch \
+	  --out benchmarks/results/raw/step_time_few_tokens.json
 	$(BIN)/python -m benchmarks.single_layer
 	$(BIN)/python -m benchmarks.life_cycle
 

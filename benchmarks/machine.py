@@ -16,7 +16,7 @@ def describe() -> dict[str, Any]:
     """Return processor, cores, memory, GPU, system and versions."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "memory_gb": round(_memory() / 1e9, 1),
         "gpu": gpu(),
         "system": platform.system(),

@@ -1,76 +1,100 @@
-"""Memory of this process: resident, and its peak since the last reset."""
+"""Memory that a process uses, now and at its peak: of the machine, or of the GPU."""
 
 import ctypes
 import gc
 import os
 import re
 import resource
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 _STATUS = Path("/proc/self/status")
+_RESET_PEAK = Path("/proc/self/clear_refs")
 
 
-def settle() -> int:
-    """Give freed memory back, start the peak anew, return the resident bytes."""
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:  # not allowed: the peak is then that of the whole process
-            pass
-    return resident()
+class HostMemory:
+    """Resident size of this process."""
+
+    def settle(self) -> int:
+        """Give freed memory back, start the peak anew, return the bytes held."""
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
+            try:
+                _RESET_PEAK.write_text("5")
+            except OSError:  # not allowed: the peak is then that of the whole process
+                pass
+        return _status("VmRSS") or self.peak()
+
+    def peak(self) -> int:
+        """Return the most bytes held since `settle`."""
+        unit = 1 if sys.platform == "darwin" else 1024
+        whole_run = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return _status("VmHWM") or whole_run
+
+    def available(self) -> int:
+        """Return the bytes that new processes may use without swapping."""
+        meminfo = Path("/proc/meminfo")
+        if meminfo.is_file():
+            return _field(meminfo.read_text(), "MemAvailable")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def resident() -> int:
-    """Return the bytes of memory that the process holds."""
-    return _status("VmRSS") or peak()
+class GPUMemory:
+    """What the framework has allocated on the first GPU, by its own counters.
 
+    JAX's peak cannot be started anew: it is that of the whole process.
+    """
 
-def peak() -> int:
-    """Return the highest number of resident bytes since `settle`."""
-    kilobytes = 1 if sys.platform == "darwin" else 1024
-    whole_run = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes
-    return _status("VmHWM") or whole_run
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
 
+    def settle(self) -> int:
+        """Start the peak anew where that is possible, return the bytes held."""
+        gc.collect()
+        if self.backend == "torch":
+            import torch
 
-def available() -> int:
-    """Return the bytes that new processes may use without swapping."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        return _field(meminfo.read_text(), "MemAvailable")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def settle_device(backend: str) -> None:
-    """Start the peak of the GPU's memory anew where the framework can do that."""
-    if backend == "torch":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-    elif backend == "tensorflow":
+            torch.cuda.reset_peak_memory_stats()
+            return torch.cuda.memory_allocated()
+        if self.backend == "jax":
+            return _jax_statistics()["bytes_in_use"]
         import tensorflow as tf
 
         tf.config.experimental.reset_memory_stats("GPU:0")
+        return tf.config.experimental.get_memory_info("GPU:0")["current"]
+
+    def peak(self) -> int:
+        """Return the most bytes held since `settle`."""
+        if self.backend == "torch":
+            import torch
+
+            return torch.cuda.max_memory_allocated()
+        if self.backend == "jax":
+            return _jax_statistics()["peak_bytes_in_use"]
+        import tensorflow as tf
+
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+    def available(self) -> int:
+        """Return the bytes free on the first GPU."""
+        command = ["nvidia-smi", "--query-gpu=memory.free", "--id=0"]
+        command.append("--format=csv,noheader,nounits")
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(answer.stdout) * 2**20
 
 
-def device_peak(backend: str) -> int:
-    """Return the peak of the GPU's memory, in bytes.
+def of(device: str, backend: str) -> HostMemory | GPUMemory:
+    """Return the memory that counts on a device."""
+    return GPUMemory(backend) if device == "gpu" else HostMemory()
 
-    JAX's counts from the start of the process, loading included.
-    """
-    if backend == "torch":
-        import torch
 
-        return torch.cuda.max_memory_allocated()
-    if backend == "jax":
-        import jax
+def _jax_statistics() -> dict[str, Any]:
+    import jax
 
-        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-    import tensorflow as tf
-
-    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    return jax.devices()[0].memory_stats()
 
 
 def _status(name: str) -> int:

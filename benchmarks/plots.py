@@ -32,14 +32,18 @@ def single_layer(result: Result, path: Path, title: str) -> None:
     figure, axes = _panels(len(result["cases"]), 4.5)
     for axis, case in zip(axes, result["cases"], strict=True):
         rows = [row for row in case["rows"] if "error" not in row]
-        labels = [f"{r['inputs']}×{r['outputs']}\n{r['tokens']} tokens" for r in rows]
+        labels = [
+            f"{row['inputs']}×{row['outputs']}\n{row['tokens']} tokens\nrank {row['rank']}"
+            for row in rows
+        ]
         for method in dict.fromkeys(m for row in rows for m in row["ratios"]):
             style = "--" if method.endswith("factored") else "-"
             values = [row["ratios"].get(method) for row in rows]
             axis.plot(range(len(rows)), values, style, marker="o", label=method)
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set_yscale("log")
-        axis.set_xticks(range(len(rows)), labels, fontsize=6, rotation=60)
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.set_xticks(range(len(rows)), labels, fontsize=6)
         axis.set_title(case["heading"], fontsize=9)
         if rows:
             axis.legend(fontsize=7)

@@ -13,7 +13,7 @@ from benchmarks import memory
 from benchmarks.cases import REFERENCES, Case
 from benchmarks.processes import ROOT, environment
 
-# A worker is added while this many times the largest peak so far is free.
+# A worker joins the others while this many times the largest peak so far is free.
 HEADROOM = 1.5
 
 
@@ -138,7 +138,9 @@ def _next_group(waiting: list[Runner], always: list[Runner]) -> list[Runner]:
     group: list[Runner] = []
     while waiting:
         peaks = [r.facts["first_peak_bytes"] for r in [*always, *group]]
-        if group and memory.available() < HEADROOM * max(peaks):
+        case = waiting[0].case
+        free = memory.of(case.device, case.backend).available()
+        if group and free < HEADROOM * max(peaks):
             break
         runner = waiting.pop(0)
         if _did(runner, Runner.prepare):

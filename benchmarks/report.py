@@ -57,8 +57,8 @@ def step_time(rows: list[Row]) -> str:
 
 
 def _step_row(row: Row, lora: Row | None, peft: bool) -> list[str]:
-    work, peaks = operations(row), [grown(row), highest(row)]
-    base = [operations(lora), grown(lora), highest(lora)] if lora else [None] * 3
+    work, peaks = operations(row), [grown(row), row["peak_bytes"]]
+    base = [operations(lora), grown(lora), lora["peak_bytes"]] if lora else [None] * 3
     columns = [row["method"], number(row["median_s"], 3)]
     columns += [number(row["ratios"].get("keras-lora"))]
     columns += [number(row["ratios"].get("peft-lora"))] * peft
@@ -75,13 +75,8 @@ def operations(row: Row) -> int:
     return sum(row["operations"].values())
 
 
-def highest(row: Row) -> int:
-    """Return the peak of a step: of the GPU's memory, else of the resident size."""
-    return row.get("device_peak_bytes", row["peak_bytes"])
-
-
 def grown(row: Row) -> int:
-    """Return how far the resident size rises over that before the first step."""
+    """Return how far memory rises over what is held before the first step."""
     return row["peak_bytes"] - row["before_bytes"]
 
 

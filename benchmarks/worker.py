@@ -30,11 +30,12 @@ class Worker:
 
         session.require_device(case)
         self.case, self._open = case, session.open_session
+        self._memory = memory.of(case.device, case.backend)
 
     def prepare(self) -> dict[str, Any]:
         """Build the model, take the first steps, and settle the memory."""
         self.session = self._open(self.case)
-        self.before = memory.settle()
+        self.before = self._memory.settle()
         first_loss, first_seconds = self._timed_step()
         for _ in range(WARM_UP_STEPS - 1):
             self._timed_step()
@@ -43,9 +44,9 @@ class Worker:
             "operations": self.session.operations()._asdict(),
             "first_step_s": first_seconds,
             "first_loss": first_loss,
-            "first_peak_bytes": memory.peak(),
+            "first_peak_bytes": self._memory.peak(),
         }
-        self._settle()
+        self._memory.settle()
         return answer
 
     def step(self) -> dict[str, Any]:
@@ -55,15 +56,7 @@ class Worker:
 
     def memory(self) -> dict[str, Any]:
         """Tell the peak of the steps since `prepare`."""
-        answer = {"before_bytes": self.before, "peak_bytes": memory.peak()}
-        if self.case.device == "gpu":
-            answer["device_peak_bytes"] = memory.device_peak(self.case.backend)
-        return answer
-
-    def _settle(self) -> None:
-        memory.settle()
-        if self.case.device == "gpu":
-            memory.settle_device(self.case.backend)
+        return {"before_bytes": self.before, "peak_bytes": self._memory.peak()}
 
     def _timed_step(self) -> tuple[float, float]:
         started = time.perf_counter()
