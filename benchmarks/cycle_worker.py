@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import keras_hub  # noqa: F401  (seconds that are no part of loading a model)
 import numpy as np
 
 import keras_randlora as kr

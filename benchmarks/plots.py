@@ -32,10 +32,8 @@ def single_layer(result: Result, path: Path, title: str) -> None:
     figure, axes = _panels(len(result["cases"]), 4.5)
     for axis, case in zip(axes, result["cases"], strict=True):
         rows = [row for row in case["rows"] if "error" not in row]
-        labels = [
-            f"{row['inputs']}×{row['outputs']}\n{row['tokens']} tokens\nrank {row['rank']}"
-            for row in rows
-        ]
+        sizes = [(r["inputs"], r["outputs"], r["tokens"], r["rank"]) for r in rows]
+        labels = ["{}×{}\n{} tokens\nrank {}".format(*size) for size in sizes]
         for method in dict.fromkeys(m for row in rows for m in row["ratios"]):
             style = "--" if method.endswith("factored") else "-"
             values = [row["ratios"].get(method) for row in rows]
