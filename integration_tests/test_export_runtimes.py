@@ -12,9 +12,10 @@ import keras_randlora as kr
 # Classes of keras-hub that open a preset.
 MODELS = {"llama3": "CausalLM", "bert": "TextClassifier", "vit": "ImageClassifier"}
 # {(name, format): what the refusal says}
+UNKNOWN_TO_TRANSFORMERS = "`export_to_transformers`, which keras-hub does not give to"
 IMPOSSIBLE = {
-    ("bert", "transformers"): "keras-hub cannot write a BertBackbone for transformers",
-    ("vit", "transformers"): "keras-hub cannot write a ViTBackbone for transformers",
+    ("bert", "transformers"): UNKNOWN_TO_TRANSFORMERS,
+    ("vit", "transformers"): UNKNOWN_TO_TRANSFORMERS,
 }
 PAIRS = [
     (name, format)
@@ -45,7 +46,7 @@ def ways():
 
 
 @pytest.mark.parametrize("name, format", PAIRS)
-def test_round_trip(models, ways, name, format, tmp_path, capsys, record_property):
+def test_round_trip(models, ways, name, format, tmp_path, capsys):
     model = models[name]
     path = tmp_path / f"model{kr.export.FORMATS[format].suffix or ''}"
     expected = [artefacts.outputs(model, batch) for batch in artefacts.batches(name)]
@@ -59,7 +60,7 @@ def test_round_trip(models, ways, name, format, tmp_path, capsys, record_propert
     for one, other in zip(expected, after, strict=True):
         np.testing.assert_array_equal(one, other)
     errors = [np.abs(a - e).max() for a, e in zip(actual, expected, strict=True)]
-    record_property("max_error", f"{max(errors):.1e}")
+    print(f"{keras.backend.backend()} {name} {format}: {max(errors):.1e}")
     assert max(errors) < TOLERANCE
     scale = min(np.abs(e).max() for e in expected)
     assert scale > 10 * TOLERANCE
