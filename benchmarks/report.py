@@ -52,7 +52,7 @@ def step_time(rows: list[Row]) -> str:
     peft = any(row["method"] == "peft-lora" for row in rows)
     head = ["method", "s a step", "÷ Keras LoRA", *["÷ PEFT LoRA"] * peft]
     head += ["GFLOP", "÷ Keras LoRA", "GFLOP/s", "peak grown, MB", "÷ Keras LoRA"]
-    head += ["peak, MB", "÷ Keras LoRA", "trained", "first step, s", "loss"]
+    head += ["peak, MB", "÷ Keras LoRA", "trained", "first step, s", "first loss"]
     return markdown(head, [_step_row(row, lora, peft) for row in rows])
 
 

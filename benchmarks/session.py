@@ -135,7 +135,7 @@ class PeftSession:
         self.optimizer.step()
         if self.case.device == "gpu":
             torch.cuda.synchronize()
-        return float(loss)
+        return float(loss.detach())
 
     def trainable(self) -> int:
         """Return the number of trainable parameters."""
