@@ -22,7 +22,6 @@ from keras import ops
 from keras_randlora.bank import BasisBank
 from keras_randlora.gradient import computed_after, with_gradient
 from keras_randlora.layouts import KernelLayout
-from keras_randlora.operators import Basis
 from keras_randlora.update import (
     UpdateShape,
     adapter_gradients,
@@ -101,23 +100,19 @@ class AdaptedProduct:
         """Return `inputs · (kernel + update)`."""
         layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
 
-        def bases_and_update(
-            signal: Array, dtype: str, lambda_: Array, gamma: Array, stored: list[Array]
-        ) -> tuple[tuple[Array, Basis], Array]:
-            bases = bank.read(stored, shape, dtype, after=signal)
-            lambda_ = computed_after(signal, lambda_)
-            return bases, kernel_update(shape, lambda_, gamma, *bases, scale)
-
         def forward(x: Array, kernel: Array, *adapter: Array) -> Array:
             lambda_, gamma, *stored = adapter
-            _, update = bases_and_update(x, kernel.dtype, lambda_, gamma, stored)
+            lambda_ = computed_after(x, lambda_)
+            bases = bank.read(stored, shape, kernel.dtype, after=x)
+            update = kernel_update(shape, lambda_, gamma, *bases, scale)
             return layout.apply(x, kernel + layout.to_kernel(update))
 
         def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
             x, kernel, lambda_, gamma, *stored = tensors
-            bases, update = bases_and_update(
-                gradient, kernel.dtype, lambda_, gamma, stored
-            )
+            lambda_ = computed_after(gradient, lambda_)
+            gamma = computed_after(gradient, gamma)
+            bases = bank.read(stored, shape, kernel.dtype, after=gradient)
+            update = kernel_update(shape, lambda_, gamma, *bases, scale)
             gradient = layout.output_rows(gradient, len(x.shape))
             x_gradient = ops.matmul(
                 gradient, ops.transpose(layout.to_matrix(kernel) + update)
@@ -129,8 +124,8 @@ class AdaptedProduct:
             adapter = gradients_from_update(
                 update_gradient, lambda_, gamma, *bases, scale
             )
-            frozen = (None,) * len(stored)
-            return layout.from_rows(x_gradient, x), None, *adapter, *frozen
+            x_gradient = layout.from_rows(x_gradient, x)
+            return x_gradient, None, *adapter, *(None,) * len(stored)
 
         product = with_gradient(forward, backward)
         return product(inputs, kernel, lambda_, gamma, *bank.stored())
@@ -144,6 +139,7 @@ class AdaptedProduct:
             return ops.cast(scale * stacked, dtype)
 
         def forward(x: Array, lambda_: Array, gamma: Array, *stored: Array) -> Array:
+            lambda_ = computed_after(x, lambda_)
             basis_a, basis_b = bank.read(stored, shape, x.dtype, after=x)
             stacked = scaled(lambda_, gamma, basis_a, x.dtype)
             columns = ops.transpose(layout.rows(x))
@@ -157,6 +153,8 @@ class AdaptedProduct:
 
         def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
             x, lambda_, gamma, *stored = tensors
+            lambda_ = computed_after(gradient, lambda_)
+            gamma = computed_after(gradient, gamma)
             basis_a, basis_b = bank.read(stored, shape, x.dtype, after=gradient)
             stacked = scaled(lambda_, gamma, basis_a, x.dtype)
             rows = layout.rows(x)
@@ -177,8 +175,8 @@ class AdaptedProduct:
                 gamma,
                 ops.cast(basis_a, "float32"),
             )
-            frozen = (None,) * len(stored)
-            return layout.from_rows(x_gradient, x), *adapter, *frozen
+            x_gradient = layout.from_rows(x_gradient, x)
+            return x_gradient, *adapter, *(None,) * len(stored)
 
         product = with_gradient(forward, backward)
         return product(inputs, lambda_, gamma, *bank.stored())
