@@ -93,7 +93,11 @@ class RandLoRAAdapter(keras.layers.Layer):
         gamma: γ of shape `(n, s)`, starts at `1 / s`.
         bank: The shared bases.
         options: The layer's options.
+        latest_way: How the product was taken when the layer was last called or
+            traced, `None` before.
     """
+
+    latest_way: str | None = None
 
     def __init__(
         self, owner: RandLoRALayer, options: LayerOptions, bank: BasisBank
@@ -139,7 +143,7 @@ class RandLoRAAdapter(keras.layers.Layer):
         )
         if not keras.backend.is_float_dtype(inputs.dtype):
             inputs = ops.cast(inputs, kernel.dtype)
-        way = self.way(inputs.shape)
+        self.latest_way = way = self.way(inputs.shape)
         if way == "materialized" and not (self.dropout and training):
             return self.product.materialized(inputs, kernel, *factors)
         seen = self.dropout(inputs, training=training) if self.dropout else inputs

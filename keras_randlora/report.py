@@ -27,6 +27,8 @@ class LayerReport:
         num_bases: Number of bases.
         trainable: Trainable parameters of the update, λ and γ.
         compute: `"auto"`, `"materialized"` or `"factored"`.
+        way: How the product was taken when the layer was last called or traced,
+            `None` before.
     """
 
     path: str
@@ -37,6 +39,7 @@ class LayerReport:
     num_bases: int
     trainable: int
     compute: str
+    way: str | None = None
 
     @property
     def name(self) -> str:
@@ -75,11 +78,11 @@ class Report:
 
     def __str__(self) -> str:
         """Return a table with one line for each kind of adapted layer."""
-        lines = [_row("layers", "kernel", "rank", "bases", "trainable")]
-        for (name, shape, rank, bases), group in self._kinds().items():
+        lines = [_row("layers", "kernel", "rank", "bases", "trainable", "compute")]
+        for (name, shape, rank, bases, compute), group in self._kinds().items():
             count = sum(layer.trainable for layer in group)
             label = f"{name} × {len(group)}" if len(group) > 1 else name
-            lines.append(_row(label, shape, rank, bases, f"{count:,}"))
+            lines.append(_row(label, shape, rank, bases, f"{count:,}", compute))
         lines += [
             f"{len(self.layers)} adapted layers, {self.adapter:,} parameters of λ and "
             f"γ; {self.trainable:,} trainable in all, {self.share:.3%} of "
@@ -92,7 +95,8 @@ class Report:
     def _kinds(self) -> dict[tuple, list[LayerReport]]:
         kinds: dict[tuple, list[LayerReport]] = {}
         for layer in self.layers:
-            key = (layer.name, layer.kernel_shape, layer.rank, layer.num_bases)
+            compute = layer.way or layer.compute
+            key = layer.name, layer.kernel_shape, layer.rank, layer.num_bases, compute
             kinds.setdefault(key, []).append(layer)
         return kinds
 
@@ -134,6 +138,7 @@ def _layer_report(path: str, layer: RandLoRALayer) -> LayerReport:
         num_bases=shape.num_bases,
         trainable=shape.trainable,
         compute=layer.options.compute,
+        way=layer.randlora.latest_way,
     )
 
 
@@ -145,8 +150,11 @@ def _bytes_of(variable: keras.Variable) -> int:
     return math.prod(variable.shape) * _ITEM_SIZES[variable.dtype]
 
 
-def _row(label: str, shape: object, rank: object, bases: object, count: str) -> str:
-    return f"{label:<40} {shape!s:<18} {rank!s:>5} {bases!s:>6} {count:>13}"
+def _row(
+    label: str, shape: object, rank: object, bases: object, count: str, compute: str
+) -> str:
+    numbers = f"{rank!s:>5} {bases!s:>6} {count:>13}"
+    return f"{label:<40} {shape!s:<18} {numbers}  {compute}"
 
 
 def _bytes(count: int) -> str:

@@ -1,6 +1,7 @@
 """Counts: literal numbers of known models, and the printed table."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 from models import EXAMPLES, attention, cnn
@@ -86,13 +87,13 @@ def test_the_table():
     report = kr.enable_randlora(model, rank=3, targets=["query", "key", "*gate_dense"])
     assert str(report).splitlines() == [
         "layers                                   kernel              rank  bases"
-        "     trainable",
+        "     trainable  compute",
         "query × 2                                (16, 4, 4)             3      6"
-        "           228",
+        "           228  auto",
         "key × 2                                  (16, 2, 4)             3      3"
-        "            66",
+        "            66  auto",
         "feedforward_gate_dense × 2               (16, 20)               3      6"
-        "           228",
+        "           228  auto",
         "6 adapted layers, 522 parameters of λ and γ; 522 trainable in all, 12.219% of "
         "4,272.",
         "Adapter file 2.09 kB, stored bases 1.63 kB.",
@@ -102,11 +103,25 @@ def test_the_table():
 def test_one_layer_in_the_table():
     assert str(dense(6, 4, rank=2)).splitlines()[1:] == [
         "d                                        (6, 4)                 2      2"
-        "            12",
+        "            12  auto",
         "1 adapted layers, 12 parameters of λ and γ; 12 trainable in all, 42.857% of "
         "28.",
         "Adapter file 48 B, stored bases 128 B.",
     ]
+
+
+def test_the_table_tells_how_the_product_was_taken():
+    model = EXAMPLES["mlp"].build()  # kernels 6×10, 10×5, 5×3
+    kr.enable_randlora(model, rank=2, targets="all-linear")
+    assert [layer.way for layer in kr.summary(model).layers] == [None] * 3
+    model(np.zeros((2, 6), "float32"))
+    assert [layer.way for layer in kr.summary(model).layers] == ["factored"] * 3
+    model(np.zeros((500, 6), "float32"))
+    report = kr.summary(model)
+    assert [layer.way for layer in report.layers] == ["materialized"] * 3
+    assert [layer.compute for layer in report.layers] == ["auto"] * 3
+    rows = str(report).splitlines()[:-2]
+    assert [row.split()[-1] for row in rows] == ["compute"] + ["materialized"] * 3
 
 
 @pytest.mark.parametrize(
