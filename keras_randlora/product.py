@@ -135,8 +135,8 @@ class AdaptedProduct:
         layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
 
         def scaled(lambda_: Array, gamma: Array, basis_a: Array, dtype: str) -> Array:
-            stacked = scaled_basis_a(lambda_, gamma, ops.cast(basis_a, "float32"))
-            return ops.cast(scale * stacked, dtype)
+            basis_a = ops.cast(basis_a, "float32")
+            return ops.cast(scaled_basis_a(scale * lambda_, gamma, basis_a), dtype)
 
         def forward(x: Array, lambda_: Array, gamma: Array, *stored: Array) -> Array:
             lambda_ = computed_after(x, lambda_)
@@ -170,10 +170,7 @@ class AdaptedProduct:
                     ops.matmul(stacked, ops.transpose(gradient))
                 )
             adapter = adapter_gradients(
-                scale * ops.cast(stacked_gradient, "float32"),
-                lambda_,
-                gamma,
-                ops.cast(basis_a, "float32"),
+                stacked_gradient, lambda_, gamma, basis_a, scale
             )
             x_gradient = layout.from_rows(x_gradient, x)
             return x_gradient, *adapter, *(None,) * len(stored)

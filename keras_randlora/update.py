@@ -111,7 +111,7 @@ def kernel_update(
     the smaller side. The product is taken in the dtype of `basis_b`; λ, γ and A are
     combined in float32 before.
     """
-    scaled = scale * scaled_basis_a(lambda_, gamma, ops.cast(basis_a, "float32"))
+    scaled = scaled_basis_a(scale * lambda_, gamma, ops.cast(basis_a, "float32"))
     scaled = ops.cast(scaled, basis_b.dtype)
     if shape.transposed:
         return basis_b.expand_transposed(scaled)
@@ -119,22 +119,28 @@ def kernel_update(
 
 
 def adapter_gradients(
-    scaled_gradient: Array, lambda_: Array, gamma: Array, basis_a: Array
+    stacked_gradient: Array,
+    lambda_: Array,
+    gamma: Array,
+    basis_a: Array,
+    scale: float,
 ) -> AdapterGradients:
-    """Turn the gradient of `scaled_basis_a`'s result into those of λ and γ.
+    """Turn the gradient of the stacked basis A into those of λ and γ.
 
     Args:
-        scaled_gradient: Gradient of shape `(r * n, s)`.
-        lambda_: λ of shape `(r, n)`.
-        gamma: γ of shape `(n, s)`.
+        stacked_gradient: Gradient of `scale * scaled_basis_a(…)`, `(r * n, s)`.
+        lambda_: λ of shape `(r, n)`, float32.
+        gamma: γ of shape `(n, s)`, float32.
         basis_a: A of shape `(r, s)`.
+        scale: The factor of the update.
     """
     rank, num_bases = lambda_.shape
-    gradient = ops.reshape(scaled_gradient, (rank, num_bases, gamma.shape[1]))
-    gradient = gradient * basis_a[:, None, :]
+    gradient = ops.cast(stacked_gradient, "float32")
+    gradient = ops.reshape(gradient, (rank, num_bases, gamma.shape[1]))
+    gradient = gradient * ops.cast(basis_a, "float32")[:, None, :]
     return AdapterGradients(
-        lambda_=ops.sum(gradient * gamma[None, :, :], axis=2),
-        gamma=ops.sum(gradient * lambda_[:, :, None], axis=0),
+        lambda_=scale * ops.sum(gradient * gamma[None, :, :], axis=2),
+        gamma=scale * ops.sum(gradient * lambda_[:, :, None], axis=0),
     )
 
 
@@ -159,9 +165,5 @@ def gradients_from_update(
         basis_b: B of shape `(l, n * r)`.
         scale: The factor of the update.
     """
-    return adapter_gradients(
-        scale * ops.cast(basis_b.project(update_gradient), "float32"),
-        lambda_,
-        gamma,
-        ops.cast(basis_a, "float32"),
-    )
+    projected = basis_b.project(update_gradient)
+    return adapter_gradients(projected, lambda_, gamma, basis_a, scale)
