@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_randlora import bases
+from keras_randlora import bases, sparse
 from keras_randlora.bases import BasisSpec
 from keras_randlora.config import BASIS_STORAGES
 from keras_randlora.gradient import computed_after
@@ -75,6 +75,7 @@ class BasisBank(keras.layers.Layer):
         self.b_columns = b_columns
         self.spec = BasisSpec(basis=basis, sparsity=sparsity, seed=seed)
         self.storage = storage
+        self._sparse_bases: dict[tuple[int, int, int], sparse.SparseBasis] = {}
         self.build()
 
     @classmethod
@@ -163,7 +164,11 @@ class BasisBank(keras.layers.Layer):
             `basis_a` of shape `(r, s)`, and `basis_b` `(l, n * r)` as an operator. The
             product of both must be multiplied by `pair_scale`.
         """
+        dtype = keras.backend.standardize_dtype(dtype)
         rows, columns = shape.larger, shape.columns
+        if stored and dtype == "float32" and sparse.pays(self.spec, stored[1]):
+            basis_a = ops.cast(stored[0][:, : shape.smaller], dtype)
+            return basis_a, self._sparse_basis(stored[1], rows, columns)
         blocks = bases.blocks(rows), bases.blocks(columns)
         sizes = [(self.rank, shape.smaller), (rows, columns)]
         if self._is_kronecker:
@@ -199,8 +204,12 @@ class BasisBank(keras.layers.Layer):
 
     def operations(self, shape: UpdateShape) -> int:
         """Count the operations of a product of a layer's B with one column."""
+        sides = shape.larger, shape.columns
+        stored = self.stored()
+        if stored and sparse.pays(self.spec, stored[1]):
+            return sparse.sparse_operations(*sides, self.spec)
         count = kronecker_operations if self._is_kronecker else dense_operations
-        return count(shape.larger, shape.columns)
+        return count(*sides)
 
     def save_own_variables(self, store: Any) -> None:
         """Write nothing: the bases follow from the seed."""
@@ -255,6 +264,16 @@ class BasisBank(keras.layers.Layer):
         else:
             drawn.append(bases.draw_b_ops(self.spec, *sides, seed))
         return [ops.cast(basis, self._held_dtype) for basis in drawn]
+
+    def _sparse_basis(
+        self, entries: Array, rows: int, columns: int
+    ) -> sparse.SparseBasis:
+        """Return the leading part of B, analysed once for each size."""
+        key = rows, columns, entries._version
+        if key not in self._sparse_bases:
+            part = entries[:rows, :columns]
+            self._sparse_bases[key] = sparse.SparseBasis.of_entries(part)
+        return self._sparse_bases[key]
 
     def _converted(self, basis: Array, dtype: Any, after: Array | None) -> Array:
         if keras.backend.standardize_dtype(basis.dtype) == dtype:

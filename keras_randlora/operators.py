@@ -1,8 +1,9 @@
 """The basis B as an operator: the products that a layer takes with it.
 
-A dense B is multiplied as a matrix. The Kronecker basis is the leading part of
-`left ⊗ right` and is never formed: with the block size p, a product with a matrix of
-k columns takes `2·n·r·k·(p + l/p)` operations instead of `2·l·n·r·k`.
+A dense B is multiplied as a matrix, one of very many zeros perhaps as in `sparse.py`.
+The Kronecker basis is the leading part of `left ⊗ right` and is never formed: with the
+block size p, a product with a matrix of k columns takes `2·n·r·k·(p + l/p)` operations
+instead of `2·l·n·r·k`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from keras import ops
 
 from keras_randlora.bases import BLOCK, blocks, kronecker
+from keras_randlora.sparse import SparseBasis
 
 Array = Any
 
@@ -94,7 +96,7 @@ class KroneckerBasis:
         return ops.reshape(values, (rows, -1))[: self.columns]
 
 
-Basis = DenseBasis | KroneckerBasis
+Basis = DenseBasis | KroneckerBasis | SparseBasis
 
 
 def kronecker_operations(rows: int, columns: int) -> int:

@@ -15,7 +15,8 @@ PACKAGE = Path(kr.__file__).parent
 LEVELS = [
     {"atomic", "bases", "gradient", "hub_repairs", "layouts", "peft_folder"}
     | {"saved_model"},
-    {"config", "operators"},
+    {"config", "sparse"},
+    {"operators"},
     {"update"},
     {"bank"},
     {"product"},

@@ -37,6 +37,8 @@ CASES = {
     "kronecker": (DENSE_EQUATION, (3, 150), (150, 70), 4, "kronecker"),
     "kronecker, transposed": ("btd,ndh->btnh", (2, 2, 66), (2, 66, 65), 3, "kronecker"),
     "kronecker below a block": (DENSE_EQUATION, (3, 9), (9, 7), 2, "kronecker"),
+    "very many zeros": (DENSE_EQUATION, (3, 40), (40, 25), 4, "ternary"),
+    "very many zeros, transposed": (DENSE_EQUATION, (3, 25), (25, 40), 4, "ternary"),
     "axes in disorder": ("cabe,dbc->eda", (3, 2, 5, 4), (6, 5, 3), 4, "uniform"),
 }
 every_case = pytest.mark.parametrize("case", CASES)
@@ -47,7 +49,8 @@ def product_of(case, storage="stored"):
     equation, _, kernel_shape, rank, basis = CASES[case]
     layout = einsum_layout(equation, kernel_shape)
     shape = UpdateShape.of_kernel(layout.inputs, layout.outputs, rank)
-    spec = BasisSpec(basis, resolve_sparsity(basis, None, shape.larger), seed=5)
+    sparsity = 50 if basis == "ternary" else None
+    spec = BasisSpec(basis, resolve_sparsity(basis, sparsity, shape.larger), seed=5)
     bank = BasisBank.for_shapes([shape], spec, storage=storage)
     return AdaptedProduct(layout, shape, bank, SCALE)
 
