@@ -318,6 +318,8 @@ def generate(model: Any, preprocessor: Any, prompt: str) -> str:
     tokenizer = preprocessor.tokenizer
     length = 1 + len(tokenizer.tokenize(prompt)) + NEW_TOKENS
     inputs = preprocessor.generate_preprocess([prompt], sequence_length=length)
+    # Gemma 3's preprocessor gives images as well, None where there are none.
+    inputs = {name: array for name, array in inputs.items() if array is not None}
     outputs = model.generate(inputs, stop_token_ids=[tokenizer.end_token_id])
     return preprocessor.generate_postprocess(outputs)[0]
 
