@@ -317,11 +317,12 @@ def generate(model: Any, preprocessor: Any, prompt: str) -> str:
     """Return the prompt with what the model writes after it."""
     tokenizer = preprocessor.tokenizer
     length = 1 + len(tokenizer.tokenize(prompt)) + NEW_TOKENS
-    inputs = preprocessor.generate_preprocess([prompt], sequence_length=length)
-    # Gemma 3's preprocessor gives images as well, None where there are none.
-    inputs = {name: array for name, array in inputs.items() if array is not None}
-    outputs = model.generate(inputs, stop_token_ids=[tokenizer.end_token_id])
-    return preprocessor.generate_postprocess(outputs)[0]
+    # Attached for this call: Gemma 3 of keras-hub 0.32 does not generate without.
+    model.preprocessor = preprocessor
+    try:
+        return model.generate([prompt], max_length=length)[0]
+    finally:
+        model.preprocessor = None
 
 
 # The exported model.
