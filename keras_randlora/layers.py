@@ -97,14 +97,13 @@ class RandLoRAAdapter(keras.layers.Layer):
             traced, `None` before.
     """
 
-    latest_way: str | None = None
-
     def __init__(
         self, owner: RandLoRALayer, options: LayerOptions, bank: BasisBank
     ) -> None:
         super().__init__(name="randlora", dtype=owner.dtype_policy)
         self._parent_path = owner.path
         self.options = options
+        self.latest_way: str | None = None
         self.shape = owner.update_shape(options)
         self.bank = bank
         self.product = AdaptedProduct(
