@@ -160,8 +160,7 @@ def enable_with_config(
     Returns:
         A `Report` of the adapted layers and the counts.
     """
-    _require_model(model)
-    _require_plain(model)
+    require_plain(model)
     selection = selection or select(model, config)
     options = LayerOptions.from_config(config, config.train_bias != "none")
     bank = _bank_for(selection, options, bases)
@@ -334,7 +333,14 @@ def _require_model(model: Any) -> None:
         )
 
 
-def _require_plain(model: keras.Model) -> None:
+def require_plain(model: keras.Model) -> None:
+    """Check that no layer of the model is adapted.
+
+    Raises:
+        ValueError: One is.
+        TypeError: It is not a Keras model.
+    """
+    _require_model(model)
     adapted = [s.path for s in sites(model) if isinstance(s.layer, RandLoRALayer)]
     if adapted or is_adapted(model):
         where = f" Layer '{adapted[0]}' is." if adapted else ""

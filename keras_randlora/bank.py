@@ -166,7 +166,7 @@ class BasisBank(keras.layers.Layer):
         """
         dtype = keras.backend.standardize_dtype(dtype)
         rows, columns = shape.larger, shape.columns
-        if stored and dtype == "float32" and sparse.pays(self.spec, stored[1]):
+        if dtype == "float32" and self._is_sparse(stored):
             basis_a = ops.cast(stored[0][:, : shape.smaller], dtype)
             return basis_a, self._sparse_basis(stored[1], rows, columns)
         blocks = bases.blocks(rows), bases.blocks(columns)
@@ -205,8 +205,7 @@ class BasisBank(keras.layers.Layer):
     def operations(self, shape: UpdateShape) -> int:
         """Count the operations of a product of a layer's B with one column."""
         sides = shape.larger, shape.columns
-        stored = self.stored()
-        if stored and sparse.pays(self.spec, stored[1]):
+        if self._is_sparse(self.stored()):
             return sparse.sparse_operations(*sides, self.spec)
         count = kronecker_operations if self._is_kronecker else dense_operations
         return count(*sides)
@@ -234,6 +233,10 @@ class BasisBank(keras.layers.Layer):
     @property
     def _is_kronecker(self) -> bool:
         return self.spec.basis == "kronecker"
+
+    def _is_sparse(self, stored: Sequence[Array]) -> bool:
+        """Return whether B is multiplied by its entries where it is float32."""
+        return bool(stored) and sparse.pays(self.spec, stored[1])
 
     @property
     def _held_dtype(self) -> str:

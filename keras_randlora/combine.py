@@ -15,8 +15,8 @@ from keras import ops
 from keras_randlora.adapt import (
     adapted_state,
     disable_randlora,
-    is_adapted,
     renew_optimizer,
+    require_plain,
 )
 from keras_randlora.files import load_adapter, read_adapter, require_same_base
 from keras_randlora.layers import own_weights
@@ -47,11 +47,7 @@ def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> No
     """
     if not adapters:
         raise ValueError("`adapters` is empty: name at least one adapter file.")
-    if is_adapted(model):
-        raise ValueError(
-            f"Model '{model.name}' is already adapted by RandLoRA. Call "
-            "`disable_randlora(model)` or `merge_randlora(model)` first."
-        )
+    require_plain(model)
     for path, weight in adapters.items():
         _check_weight(path, weight)
         require_same_base(model, read_adapter(path), path)
