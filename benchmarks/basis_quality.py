@@ -7,14 +7,15 @@ accuracy.
 """
 
 import argparse
-import json
 import os
+import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
+from benchmarks import results
 from benchmarks.quality_tasks import TASKS, build
+
+OUT = results.RAW / "basis_quality.json"
 
 
 def parse_arguments(arguments=None):
@@ -27,7 +28,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--backend", default="torch")
-    parser.add_argument("--out", type=Path, required=True, help="a JSON file")
+    parser.add_argument("--out", type=Path, default=OUT, help="a JSON file")
     return parser.parse_args(arguments)
 
 
@@ -63,7 +64,6 @@ def run(name, basis, seed, args):
         task.model.train_on_batch(inputs, targets, sample_weight=weights)
     seconds = time.perf_counter() - started
     return {
-        "task": name,
         "basis": basis,
         "seed": seed,
         "before": before,
@@ -88,46 +88,22 @@ def evaluate(task):
     return {"loss": results["loss"], "accuracy": results["accuracy"]}
 
 
-def table(results):
-    """Return a markdown table: mean ± standard deviation over the seeds."""
-    lines = [
-        "| task | basis | held-out loss before | after | accuracy before | after |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    groups = {}
-    for result in results:
-        groups.setdefault((result["task"], result["basis"]), []).append(result)
-    for (task, basis), group in groups.items():
-        cells = [
-            spread([result[when][measure] for result in group])
-            for measure in ("loss", "accuracy")
-            for when in ("before", "after")
-        ]
-        lines.append(f"| {task} | {basis} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def spread(values):
-    """Return `mean ± standard deviation`."""
-    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.3f} ± {deviation:.3f}"
-
-
 def main(arguments=None):
     args = parse_arguments(arguments)
     os.environ["KERAS_BACKEND"] = args.backend
-    options = {k: v for k, v in vars(args).items() if k not in ("data", "out")}
-    results = []
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    settings = {k: v for k, v in vars(args).items() if k not in ("data", "out")}
+    result = results.new("basis_quality", settings)
+    title = f"Held-out loss by basis, rank {args.rank}, {args.seeds} seeds"
     for task in args.tasks:
+        result["cases"].append({"heading": task, "rows": []})
         for seed in range(args.seeds):
             for basis in args.bases:
-                results.append(run(task, basis, seed, args))
-                print(json.dumps(results[-1]), flush=True)
-                content = {"options": options, "results": results}
-                args.out.write_text(json.dumps(content, indent=1) + "\n")
-    print(table(results))
+                row = run(task, basis, seed, args)
+                result["cases"][-1]["rows"].append(row)
+                print(task, row, flush=True)
+                results.write(result, args.out, title)
+    return results.show(result, args.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import bases, spread
+
 Result = dict[str, Any]
 
 
@@ -65,10 +67,43 @@ def life_cycle(result: Result, path: Path, title: str) -> None:
     _save(figure, path, title)
 
 
+def basis_quality(result: Result, path: Path, title: str) -> None:
+    """Draw the mean held-out loss of each basis, with its deviation over the seeds."""
+    figure, axes = _panels(len(result["cases"]), 1.6)
+    for axis, case in zip(axes, result["cases"], strict=True):
+        for place, basis in enumerate(bases(case["rows"])):
+            mean, deviation = spread(case["rows"], basis, "after", "loss")
+            axis.errorbar(mean, place, xerr=deviation, marker="o", capsize=4)
+        axis.set_yticks(range(len(bases(case["rows"]))), bases(case["rows"]))
+        axis.margins(y=0.5)
+        axis.invert_yaxis()
+        axis.set_title(case["heading"], fontsize=9)
+    _save(figure, path, title)
+
+
+def profile(result: Result, path: Path, title: str) -> None:
+    """Draw a bar for each method, its operations side by side in it."""
+    figure, axes = _panels(len(result["cases"]), 3.5)
+    for axis, case in zip(axes, result["cases"], strict=True):
+        parts = case["rows"][:-1]
+        methods = list(parts[0]["ms"])
+        start = [0.0] * len(methods)
+        for part in parts:
+            widths = list(part["ms"].values())
+            axis.barh(methods, widths, left=start, label=part["operation"])
+            start = [a + b for a, b in zip(start, widths, strict=True)]
+        axis.invert_yaxis()
+        axis.set_title(case["heading"], fontsize=9)
+        axis.legend(fontsize=6, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    _save(figure, path, title)
+
+
 PLOTS: dict[str, Callable[[Result, Path, str], None]] = {
     "step_time": step_time,
     "single_layer": single_layer,
     "life_cycle": life_cycle,
+    "basis_quality": basis_quality,
+    "profile": profile,
 }
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,46 @@ def life_cycle(rows: list[Row]) -> str:
     return markdown(["", "measured"], lines)
 
 
+def basis_quality(rows: list[Row]) -> str:
+    """Return one line for each basis: mean ± standard deviation over the seeds."""
+    head = ["basis", "held-out loss before", "after", "accuracy before", "after"]
+    return markdown(head, [_basis_row(basis, rows) for basis in bases(rows)])
+
+
+def _basis_row(basis: str, rows: list[Row]) -> list[str]:
+    cells = []
+    for measure in ("loss", "accuracy"):
+        for when in ("before", "after"):
+            mean, deviation = spread(rows, basis, when, measure)
+            cells.append(f"{mean:.3f} ± {deviation:.3f}")
+    return [basis, *cells]
+
+
+def bases(rows: list[Row]) -> list[str]:
+    """Return the compared bases in their order."""
+    return list(dict.fromkeys(row["basis"] for row in rows))
+
+
+def spread(rows: list[Row], basis: str, when: str, measure: str) -> tuple[float, float]:
+    """Return mean and standard deviation of a basis over its seeds."""
+    values = [row[when][measure] for row in rows if row["basis"] == basis]
+    return statistics.mean(values), statistics.stdev(values) if values[1:] else 0.0
+
+
+def profile(rows: list[Row]) -> str:
+    """Return the milliseconds of each operation, a column for each method."""
+    head = ["operation", *rows[0]["ms"]]
+    return markdown(
+        head, [[row["operation"], *map(number, row["ms"].values())] for row in rows]
+    )
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "step_time": step_time,
     "single_layer": single_layer,
     "life_cycle": life_cycle,
+    "basis_quality": basis_quality,
+    "profile": profile,
 }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_randlora import bases, sparse
+from keras_randlora.arrays import cast
 from keras_randlora.bases import BasisSpec
 from keras_randlora.config import BASIS_STORAGES
 from keras_randlora.gradient import computed_after
@@ -167,7 +168,7 @@ class BasisBank(keras.layers.Layer):
         dtype = keras.backend.standardize_dtype(dtype)
         rows, columns = shape.larger, shape.columns
         if dtype == "float32" and self._is_sparse(stored):
-            basis_a = ops.cast(stored[0][:, : shape.smaller], dtype)
+            basis_a = cast(stored[0][:, : shape.smaller], dtype)
             return basis_a, self._sparse_basis(stored[1], rows, columns)
         blocks = bases.blocks(rows), bases.blocks(columns)
         sizes = [(self.rank, shape.smaller), (rows, columns)]
@@ -266,7 +267,7 @@ class BasisBank(keras.layers.Layer):
             drawn.append(bases.draw_right_ops(self.spec, seed))
         else:
             drawn.append(bases.draw_b_ops(self.spec, *sides, seed))
-        return [ops.cast(basis, self._held_dtype) for basis in drawn]
+        return [cast(basis, self._held_dtype) for basis in drawn]
 
     def _sparse_basis(
         self, entries: Array, rows: int, columns: int
@@ -283,7 +284,7 @@ class BasisBank(keras.layers.Layer):
             return basis
         if after is not None:
             basis = computed_after(after, basis)
-        return ops.cast(basis, dtype)
+        return cast(basis, dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_randlora")

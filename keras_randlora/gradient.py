@@ -6,6 +6,7 @@ the function into NaN gradients, and its gradient signature differs by backend.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,22 +57,33 @@ def computed_after(signal: Array, tensor: Array) -> Array:
 def _torch(forward: Forward, backward: Backward) -> Forward:
     import torch
 
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *tensors: Any) -> Any:
-            ctx.save_for_backward(*tensors)
-            return forward(*tensors)
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            return backward(ctx.saved_tensors, gradients[0])
-
     def apply(*tensors: Any) -> Any:
         if torch.is_grad_enabled():
-            return Function.apply(*tensors)
+            return _torch_function().apply(forward, backward, *tensors)
         return forward(*tensors)
 
     return apply
+
+
+@functools.cache
+def _torch_function() -> Any:
+    """Return the autograd function of any `forward` and `backward`."""
+    import torch
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: Any, forward: Forward, backward: Backward, *tensors: Any
+        ) -> Any:
+            ctx.save_for_backward(*tensors)
+            ctx.gradients = backward
+            return forward(*tensors)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return None, None, *ctx.gradients(ctx.saved_tensors, gradient)
+
+    return Function
 
 
 def _jax(forward: Forward, backward: Backward) -> Forward:

@@ -14,6 +14,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_randlora.arrays import reshape, transpose
+
 Array = Any
 DENSE_EQUATION = "...a,ab->...b"
 
@@ -47,12 +49,12 @@ class KernelLayout:
     def to_matrix(self, kernel: Array) -> Array:
         """Return the kernel as a matrix of shape `(inputs, outputs)`."""
         order = self.input_axes + self.output_axes
-        return ops.reshape(_transpose(kernel, order), (self.inputs, self.outputs))
+        return reshape(_transpose(kernel, order), (self.inputs, self.outputs))
 
     def to_kernel(self, matrix: Array) -> Array:
         """Return a matrix `(inputs, outputs)` in the shape of the kernel."""
         order = self.input_axes + self.output_axes
-        split = ops.reshape(matrix, [self.kernel_shape[axis] for axis in order])
+        split = reshape(matrix, [self.kernel_shape[axis] for axis in order])
         return _transpose(split, _inverse(order))
 
     def apply(self, inputs: Array, kernel: Array) -> Array:
@@ -65,12 +67,12 @@ class KernelLayout:
         """Return the input as `(tokens, inputs)`."""
         axes = self._axes(len(inputs.shape))
         moved = _transpose(inputs, axes.input_rows)
-        return ops.reshape(moved, (-1, self.inputs))
+        return reshape(moved, (-1, self.inputs))
 
     def output_rows(self, outputs: Array, input_ndim: int) -> Array:
         """Return an array shaped like the output as `(tokens, outputs)`."""
         axes = self._axes(input_ndim)
-        return ops.reshape(_transpose(outputs, axes.output_rows), (-1, self.outputs))
+        return reshape(_transpose(outputs, axes.output_rows), (-1, self.outputs))
 
     def from_output_rows(self, rows: Array, inputs: Array) -> Array:
         """Return `(tokens, outputs)` in the shape of the layer's output."""
@@ -78,14 +80,14 @@ class KernelLayout:
         sizes = ops.shape(inputs)
         tokens = [sizes[axis] for axis in axes.input_rows[: axes.token_count]]
         features = [self.kernel_shape[axis] for axis in self.output_axes]
-        split = ops.reshape(rows, tokens + features)
+        split = reshape(rows, tokens + features)
         return _transpose(split, _inverse(axes.output_rows))
 
     def from_rows(self, rows: Array, inputs: Array) -> Array:
         """Return `(tokens, inputs)` in the shape of `inputs`."""
         axes = self._axes(len(inputs.shape))
         sizes = ops.shape(inputs)
-        split = ops.reshape(rows, [sizes[axis] for axis in axes.input_rows])
+        split = reshape(rows, [sizes[axis] for axis in axes.input_rows])
         return _transpose(split, _inverse(axes.input_rows))
 
     def tokens(self, input_shape: tuple[int | None, ...]) -> int | None:
@@ -177,7 +179,7 @@ def _split(equation: str) -> tuple[str, str, str]:
 
 
 def _transpose(array: Array, order: tuple[int, ...]) -> Array:
-    return array if order == tuple(range(len(order))) else ops.transpose(array, order)
+    return array if order == tuple(range(len(order))) else transpose(array, order)
 
 
 def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:

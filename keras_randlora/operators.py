@@ -13,6 +13,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_randlora.arrays import reshape, transpose
 from keras_randlora.bases import BLOCK, blocks, kronecker
 from keras_randlora.sparse import SparseBasis
 
@@ -40,15 +41,15 @@ class DenseBasis:
 
     def expand(self, values: Array) -> Array:
         """Return `B · values`, `(l, k)`, for `values` of shape `(n * r, k)`."""
-        return ops.matmul(self.matrix, values)
+        return self.matrix @ values
 
     def expand_transposed(self, values: Array) -> Array:
         """Return `(B · values)ᵀ`, `(k, l)`, for `values` of shape `(n * r, k)`."""
-        return ops.matmul(ops.transpose(values), ops.transpose(self.matrix))
+        return transpose(values) @ transpose(self.matrix)
 
     def project(self, values: Array) -> Array:
         """Return `Bᵀ · values`, `(n * r, k)`, for `values` of shape `(l, k)`."""
-        return ops.matmul(ops.transpose(self.matrix), values)
+        return transpose(self.matrix) @ values
 
 
 @dataclass(frozen=True)
@@ -79,21 +80,21 @@ class KroneckerBasis:
     def expand(self, values: Array) -> Array:
         """Return `B · values`."""
         values = _in_blocks(values, self.left.shape[1])
-        values = ops.matmul(_for_each(self.right, values), values)
+        values = _for_each(self.right, values) @ values
         return _product_of_blocks(self.left, values)[: self.rows]
 
     def expand_transposed(self, values: Array) -> Array:
         """Return `(B · values)ᵀ`."""
-        return ops.transpose(self.expand(values))
+        return transpose(self.expand(values))
 
     def project(self, values: Array) -> Array:
         """Return `Bᵀ · values`."""
         values = _in_blocks(values, self.left.shape[0])
-        values = _product_of_blocks(ops.transpose(self.left), values)
+        values = _product_of_blocks(transpose(self.left), values)
         values = _in_blocks(values, self.left.shape[1])
-        values = ops.matmul(_for_each(ops.transpose(self.right), values), values)
+        values = _for_each(transpose(self.right), values) @ values
         rows = self.left.shape[1] * BLOCK
-        return ops.reshape(values, (rows, -1))[: self.columns]
+        return reshape(values, (rows, -1))[: self.columns]
 
 
 Basis = DenseBasis | KroneckerBasis | SparseBasis
@@ -114,7 +115,7 @@ def _in_blocks(values: Array, count: int) -> Array:
     missing = count * BLOCK - values.shape[0]
     if missing:
         values = ops.pad(values, [[0, missing], [0, 0]])
-    return ops.reshape(values, (count, BLOCK, -1))
+    return reshape(values, (count, BLOCK, -1))
 
 
 def _for_each(matrix: Array, values: Array) -> Array:
@@ -124,5 +125,5 @@ def _for_each(matrix: Array, values: Array) -> Array:
 
 def _product_of_blocks(matrix: Array, values: Array) -> Array:
     """Return the rows of `matrix` times the blocks, `(rows * p, k)`."""
-    product = ops.matmul(matrix, ops.reshape(values, (values.shape[0], -1)))
-    return ops.reshape(product, (matrix.shape[0] * BLOCK, -1))
+    product = matrix @ reshape(values, (values.shape[0], -1))
+    return reshape(product, (matrix.shape[0] * BLOCK, -1))

@@ -17,8 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from keras import ops
-
+from keras_randlora.arrays import cast, transpose
 from keras_randlora.bank import BasisBank
 from keras_randlora.gradient import computed_after, with_gradient
 from keras_randlora.layouts import KernelLayout
@@ -114,13 +113,11 @@ class AdaptedProduct:
             bases = bank.read(stored, shape, kernel.dtype, after=gradient)
             update = kernel_update(shape, lambda_, gamma, *bases, scale)
             gradient = layout.output_rows(gradient, len(x.shape))
-            x_gradient = ops.matmul(
-                gradient, ops.transpose(layout.to_matrix(kernel) + update)
-            )
+            x_gradient = gradient @ transpose(layout.to_matrix(kernel) + update)
             rows = layout.rows(x)
             # The gradient of M, which is the kernel's or its transpose.
             larger, smaller = (gradient, rows) if shape.transposed else (rows, gradient)
-            update_gradient = ops.matmul(ops.transpose(larger), smaller)
+            update_gradient = transpose(larger) @ smaller
             adapter = gradients_from_update(
                 update_gradient, lambda_, gamma, *bases, scale
             )
@@ -135,20 +132,20 @@ class AdaptedProduct:
         layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
 
         def scaled(lambda_: Array, gamma: Array, basis_a: Array, dtype: str) -> Array:
-            basis_a = ops.cast(basis_a, "float32")
-            return ops.cast(scaled_basis_a(scale * lambda_, gamma, basis_a), dtype)
+            basis_a = cast(basis_a, "float32")
+            return cast(scaled_basis_a(scale * lambda_, gamma, basis_a), dtype)
 
         def forward(x: Array, lambda_: Array, gamma: Array, *stored: Array) -> Array:
             lambda_ = computed_after(x, lambda_)
             basis_a, basis_b = bank.read(stored, shape, x.dtype, after=x)
             stacked = scaled(lambda_, gamma, basis_a, x.dtype)
-            columns = ops.transpose(layout.rows(x))
+            columns = transpose(layout.rows(x))
             if shape.transposed:
-                inner = ops.matmul(stacked, columns)
+                inner = stacked @ columns
                 rows = basis_b.expand_transposed(inner)
             else:
                 inner = basis_b.project(columns)
-                rows = ops.matmul(ops.transpose(inner), stacked)
+                rows = transpose(inner) @ stacked
             return layout.from_output_rows(rows, x)
 
         def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
@@ -160,15 +157,13 @@ class AdaptedProduct:
             rows = layout.rows(x)
             gradient = layout.output_rows(gradient, len(x.shape))
             if shape.transposed:
-                inner = basis_b.project(ops.transpose(gradient))
-                stacked_gradient = ops.matmul(inner, rows)
-                x_gradient = ops.matmul(ops.transpose(inner), stacked)
+                inner = basis_b.project(transpose(gradient))
+                stacked_gradient = inner @ rows
+                x_gradient = transpose(inner) @ stacked
             else:
-                inner = basis_b.project(ops.transpose(rows))
-                stacked_gradient = ops.matmul(inner, gradient)
-                x_gradient = basis_b.expand_transposed(
-                    ops.matmul(stacked, ops.transpose(gradient))
-                )
+                inner = basis_b.project(transpose(rows))
+                stacked_gradient = inner @ gradient
+                x_gradient = basis_b.expand_transposed(stacked @ transpose(gradient))
             adapter = adapter_gradients(
                 stacked_gradient, lambda_, gamma, basis_a, scale
             )

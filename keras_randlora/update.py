@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_randlora.arrays import cast, reshape
 from keras_randlora.operators import Basis
 
 Array = Any
@@ -94,7 +95,7 @@ def scaled_basis_a(lambda_: Array, gamma: Array, basis_a: Array) -> Array:
     """
     rank, num_bases = lambda_.shape
     stacked = lambda_[:, :, None] * basis_a[:, None, :] * gamma[None, :, :]
-    return ops.reshape(stacked, (rank * num_bases, gamma.shape[1]))
+    return reshape(stacked, (rank * num_bases, gamma.shape[1]))
 
 
 def kernel_update(
@@ -111,8 +112,8 @@ def kernel_update(
     the smaller side. The product is taken in the dtype of `basis_b`; λ, γ and A are
     combined in float32 before.
     """
-    scaled = scaled_basis_a(scale * lambda_, gamma, ops.cast(basis_a, "float32"))
-    scaled = ops.cast(scaled, basis_b.dtype)
+    scaled = scaled_basis_a(scale * lambda_, gamma, cast(basis_a, "float32"))
+    scaled = cast(scaled, basis_b.dtype)
     if shape.transposed:
         return basis_b.expand_transposed(scaled)
     return basis_b.expand(scaled)
@@ -135,9 +136,9 @@ def adapter_gradients(
         scale: The factor of the update.
     """
     rank, num_bases = lambda_.shape
-    gradient = ops.cast(stacked_gradient, "float32")
-    gradient = ops.reshape(gradient, (rank, num_bases, gamma.shape[1]))
-    gradient = gradient * ops.cast(basis_a, "float32")[:, None, :]
+    gradient = cast(stacked_gradient, "float32")
+    gradient = reshape(gradient, (rank, num_bases, gamma.shape[1]))
+    gradient = gradient * cast(basis_a, "float32")[:, None, :]
     return AdapterGradients(
         lambda_=scale * ops.sum(gradient * gamma[None, :, :], axis=2),
         gamma=scale * ops.sum(gradient * lambda_[:, :, None], axis=0),

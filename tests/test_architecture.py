@@ -13,9 +13,9 @@ PACKAGE = Path(kr.__file__).parent
 
 # A module imports from the lines above its own only. A new one finds its place here.
 LEVELS = [
-    {"atomic", "bases", "gradient", "hub_repairs", "layouts", "peft_folder"}
+    {"arrays", "atomic", "bases", "gradient", "hub_repairs", "peft_folder"}
     | {"saved_model"},
-    {"config", "sparse"},
+    {"config", "layouts", "sparse"},
     {"operators"},
     {"update"},
     {"bank"},

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import basis_quality, quality_tasks
+from benchmarks import basis_quality, quality_tasks, report
 
 
 def test_reads_sentiment(tmp_path):
@@ -50,16 +50,35 @@ def test_batches_go_through_all_examples_in_an_order_of_the_seed():
 
 
 def test_the_table_has_mean_and_deviation_over_the_seeds():
-    results = [
+    rows = [
         {
-            "task": "sst2",
             "basis": "uniform",
             "before": {"loss": 0.7, "accuracy": 0.5},
             "after": {"loss": loss, "accuracy": 0.75},
         }
         for loss in (0.25, 0.35)
     ]
-    assert basis_quality.table(results).splitlines()[2:] == [
-        "| sst2 | uniform | 0.700 ± 0.000 | 0.300 ± 0.071 "
-        "| 0.500 ± 0.000 | 0.750 ± 0.000 |"
+    line = report.basis_quality(rows).splitlines()[2]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == [
+        "uniform",
+        "0.700 ± 0.000",
+        "0.300 ± 0.071",
+        "0.500 ± 0.000",
+        "0.750 ± 0.000",
     ]
+
+
+def test_a_run_is_written_with_its_machine_and_drawn(tmp_path, monkeypatch):
+    def fake_run(task, basis, seed, args):
+        measured = {"loss": 0.1 * seed, "accuracy": 0.5}
+        return {"basis": basis, "seed": seed, "before": measured, "after": measured}
+
+    monkeypatch.setattr(basis_quality, "run", fake_run)
+    monkeypatch.setenv("KERAS_BACKEND", "restored after the test")
+    path = tmp_path / "quality.json"
+    arguments = ["--tasks", "python-help", "--seeds", "2", "--out", str(path)]
+    assert basis_quality.main(arguments) == 0
+    written = json.loads(path.read_text())
+    assert written["machine"]["versions"]["keras"]
+    assert [row["seed"] for row in written["cases"][0]["rows"]] == [0, 0, 1, 1]
+    assert path.with_suffix(".png").stat().st_size > 1000
