@@ -22,6 +22,12 @@ from keras_randlora.layers import (
     RandLoRALayer,
     own_weights,
 )
+from keras_randlora.quantized import (
+    float_policy,
+    held_arrays,
+    hold,
+    restore_float,
+)
 from keras_randlora.report import Report, summary
 from keras_randlora.targets import Selection, select, sites
 
@@ -169,6 +175,8 @@ def enable_with_config(
     _attach_all(selection, options, bank)
     _train_only(model, extra)
     setattr(model, _STATE, AdaptedState(config, selection, extra, flags))
+    # Keras asks this before it quantizes the first layer.
+    model._check_quantize_args = _refuse_to_quantize
     _refresh(model, selection)
     _require_new_compile(model)
     return summary(model)
@@ -209,19 +217,31 @@ def disable_randlora(model: keras.Model) -> None:
     _finish(model, state)
 
 
-def merge_randlora(model: keras.Model) -> None:
+def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
     """Fold the updates into the kernels and make the layers plain again.
 
     What `enable_randlora` froze is thawed to what it was. A compiled model stays
     compiled; its optimizer starts anew if it is fitted again.
 
+    Args:
+        model: An adapted model.
+        dequantize: Whether kernels that are quantized become kernels in floating
+            point, which hold the update without loss. By default they are quantized
+            again as they were, which rounds the update to their coarse steps.
+
     Raises:
         ValueError: The model is not adapted.
     """
     state = adapted_state(model)
-    for site in state.selection.adapted:
-        site.layer._kernel.assign(site.layer.merged_kernel())
+    adapted = [site.layer for site in state.selection.adapted]
+    restored = [x for x in adapted if dequantize and x.quantization_mode is not None]
+    kernels = [np.array(ops.convert_to_numpy(x.merged_kernel())) for x in restored]
+    for layer in adapted:
+        if layer not in restored:
+            layer.write_merged()
     _detach_all(state.selection)
+    for layer, kernel in zip(restored, kernels, strict=True):
+        restore_float(layer, kernel)
     _finish(model, state)
 
 
@@ -230,7 +250,8 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
     """Run with merged kernels and plain layers, then restore everything exactly.
 
     For the time of the block the model computes at the speed of the base model
-    and can be exported. Needs host memory for a copy of the adapted kernels.
+    and can be exported. Needs host memory for a copy of the adapted kernels. Quantized
+    kernels hold the update quantized again as they were.
 
     Raises:
         ValueError: The model is not adapted.
@@ -239,9 +260,9 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
     selection = state.selection
     adapted = [site.layer for site in selection.adapted]
     functions = _compiled_functions(model)
-    kernels = [np.array(ops.convert_to_numpy(layer._kernel)) for layer in adapted]
+    kernels = [held_arrays(layer) for layer in adapted]
     for layer in adapted:
-        layer._kernel.assign(layer.merged_kernel())
+        layer.write_merged()
     attachments = _detach_all(selection)
     state.block = "merged"
     _refresh(model, selection)
@@ -249,7 +270,7 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
         yield model
     finally:
         for layer, kernel in zip(adapted, kernels, strict=True):
-            layer._kernel.assign(kernel)
+            hold(layer, kernel)
         _reattach_all(selection, attachments)
         state.block = None
         _refresh(model, selection)
@@ -357,7 +378,7 @@ def _bank_for(
     shapes = [
         ADAPTED_CLASSES[type(layer)].shape_for(layer, options) for layer in layers
     ]
-    dtype = layers[0].dtype_policy
+    dtype = float_policy(layers[0])
     if bases is None:
         return options.bank_for(shapes, dtype=dtype)
     if options.basis != GIVEN:
@@ -409,6 +430,14 @@ def _extra_variables(
     return extra
 
 
+def _refuse_to_quantize(*args: Any) -> None:
+    raise ValueError(
+        "The model is adapted by RandLoRA: its kernels cannot be quantized now. "
+        "Quantize first, then call `enable_randlora`; or call `merge_randlora(model)`, "
+        "then `model.quantize(...)`."
+    )
+
+
 def _trainable_flags(model: keras.Model) -> list[TrainableFlag]:
     layers = [model, *(site.layer for site in sites(model))]
     return [
@@ -448,6 +477,7 @@ def _finish(model: keras.Model, state: AdaptedState) -> None:
     """Thaw what was trainable before and forget the adaptation."""
     set_trainable(state.was_trainable)
     delattr(model, _STATE)
+    del model._check_quantize_args
     _refresh(model, state.selection)
     renew_optimizer(model)
 

@@ -20,6 +20,7 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.files import load_adapter, read_adapter, require_same_base
 from keras_randlora.layers import own_weights
+from keras_randlora.quantized import dense_kernel, write_kernel
 from keras_randlora.targets import sites
 
 PathLike = str | os.PathLike[str]
@@ -54,18 +55,20 @@ def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> No
     renew_optimizer(model)
     totals: dict[str, Change] = {}
     for path, weight in adapters.items():
-        for key, (variable, change) in _changes(model, path).items():
+        for key, (target, change) in _changes(model, path).items():
             total = totals[key].value if key in totals else 0.0
-            totals[key] = Change(variable, total + weight * change)
-    for variable, change in totals.values():
-        merged = _to_float32(variable) + change
-        variable.assign(ops.cast(merged, variable.dtype))
+            totals[key] = Change(target, total + weight * change)
+    for target, change in totals.values():
+        if isinstance(target, keras.Variable):
+            target.assign(ops.cast(_to_float32(target) + change, target.dtype))
+        else:
+            write_kernel(target, _to_float32(dense_kernel(target)) + change)
 
 
 class Change(NamedTuple):
-    """What is added to a variable."""
+    """What is added to a variable, or to the kernel of a layer."""
 
-    variable: keras.Variable
+    target: keras.Variable | keras.layers.Layer
     value: np.ndarray
 
 
@@ -82,7 +85,7 @@ def _changes(model: keras.Model, path: PathLike) -> dict[str, Change]:
     state = adapted_state(model)
     changes = {
         f"{site.path}/kernel": Change(
-            site.layer._kernel, _to_float32(site.layer.randlora.update())
+            site.layer, _to_float32(site.layer.randlora.update())
         )
         for site in state.selection.adapted
     }

@@ -30,6 +30,7 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.atomic import write_atomically
 from keras_randlora.config import GIVEN, RandLoRAConfig
+from keras_randlora.quantized import kernel_shape
 from keras_randlora.report import Report, summary
 from keras_randlora.targets import Site, select_paths, sites
 from keras_randlora.weights import check_adapter, get_adapter, set_adapter
@@ -279,7 +280,7 @@ def _checksum(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
 
 
 def _kernel_shape(site: Site) -> tuple[int, ...]:
-    return tuple(int(size) for size in site.layer._kernel.shape)
+    return tuple(int(size) for size in kernel_shape(site.layer))
 
 
 def _checked_suffix(path: str | os.PathLike[str]) -> Path:

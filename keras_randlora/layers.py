@@ -17,6 +17,17 @@ from keras_randlora.bases import DISTRIBUTIONS, BasisSpec, resolve_sparsity
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.layouts import KernelLayout, dense_layout, einsum_layout
 from keras_randlora.product import AdaptedProduct
+from keras_randlora.quantized import (
+    SUPPORTED_MODES,
+    dense_kernel,
+    float_policy,
+    frozen_kernel,
+    held_arrays,
+    hold,
+    kernel_shape,
+    quantized_alike,
+    write_kernel,
+)
 from keras_randlora.update import UpdateShape
 
 Array = Any
@@ -100,17 +111,22 @@ class RandLoRAAdapter(keras.layers.Layer):
     def __init__(
         self, owner: RandLoRALayer, options: LayerOptions, bank: BasisBank
     ) -> None:
-        super().__init__(name="randlora", dtype=owner.dtype_policy)
+        policy = float_policy(owner)
+        super().__init__(name="randlora", dtype=policy)
         self._parent_path = owner.path
         self.options = options
         self.latest_way: str | None = None
         self.shape = owner.update_shape(options)
         self.bank = bank
         self.product = AdaptedProduct(
-            owner.kernel_layout(), self.shape, bank, options.alpha / options.rank
+            owner.kernel_layout(),
+            frozen_kernel(owner),
+            self.shape,
+            bank,
+            options.alpha / options.rank,
         )
         self.dropout = (
-            keras.layers.Dropout(options.dropout, dtype=owner.dtype_policy)
+            keras.layers.Dropout(options.dropout, dtype=policy)
             if options.dropout
             else None
         )
@@ -133,23 +149,27 @@ class RandLoRAAdapter(keras.layers.Layer):
         )
 
     def multiply(
-        self, inputs: Array, kernel: Array, training: bool | None = None
+        self, inputs: Array, held: Sequence[Array], training: bool | None = None
     ) -> Array:
-        """Return `inputs · (kernel + update)`."""
+        """Return `inputs · (kernel + update)`.
+
+        Args:
+            inputs: The layer's input.
+            held: The tensors that hold the kernel.
+            training: Whether dropout is at work.
+        """
         factors = (
             ops.convert_to_tensor(self.lambda_),
             ops.convert_to_tensor(self.gamma),
         )
-        if not keras.backend.is_float_dtype(inputs.dtype):
-            inputs = ops.cast(inputs, kernel.dtype)
         self.latest_way = way = self.way(inputs.shape)
         if way == "materialized" and not (self.dropout and training):
-            return self.product.materialized(inputs, kernel, *factors)
+            return self.product.materialized(inputs, held, *factors)
         seen = self.dropout(inputs, training=training) if self.dropout else inputs
-        base = self.product.layout.apply(inputs, kernel)
+        base = self.product.base(inputs, held)
         if way == "factored":
             return base + self.product.factored(seen, *factors)
-        return base + self.product.materialized(seen, ops.zeros_like(kernel), *factors)
+        return base + self.product.materialized(seen, (), *factors)
 
     def update(self) -> Array:
         """Return the update of the kernel, in its shape, in float32."""
@@ -169,15 +189,20 @@ class RandLoRAAdapter(keras.layers.Layer):
 
         The layer's own slot holds the merged kernel. `merged - update` is the
         base kernel up to rounding; the entries that differ are written out, so
-        that loading restores the base bit for bit.
+        that loading restores the base bit for bit. Of a quantized kernel, which no
+        subtraction restores, all that holds it is written out.
         """
         owner = self._layer()
-        base = _to_numpy(owner._kernel)
-        recovered = _to_numpy(owner.unmerged_kernel(owner.merged_kernel()))
-        changed = np.flatnonzero(base != recovered)
         store["options"] = np.frombuffer(json.dumps(self._origin()).encode(), "uint8")
         store["lambda"] = _to_numpy(self.lambda_)
         store["gamma"] = _to_numpy(self.gamma)
+        if owner.quantization_mode is not None:
+            for name, array in held_arrays(owner).items():
+                store[f"base{name}"] = _storable(array)
+            return
+        base = _to_numpy(owner._kernel)
+        recovered = _to_numpy(owner.unmerged_kernel(owner.merged_kernel()))
+        changed = np.flatnonzero(base != recovered)
         store["base_index"] = changed.astype("int64")
         store["base_value"] = base.reshape(-1)[changed].astype("float32")
 
@@ -212,6 +237,10 @@ class RandLoRAAdapter(keras.layers.Layer):
             )
         self.lambda_.assign(np.asarray(store["lambda"]))
         self.gamma.assign(np.asarray(store["gamma"]))
+        if owner.quantization_mode is not None:
+            names = self.product.kernel.names
+            hold(owner, {name: np.asarray(store[f"base{name}"]) for name in names})
+            return
         base = _to_numpy(owner.unmerged_kernel(owner._kernel)).copy()
         index = np.asarray(store["base_index"])
         base.reshape(-1)[index] = np.asarray(store["base_value"]).astype(base.dtype)
@@ -305,15 +334,11 @@ class RandLoRALayer(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Create the layer's variables, λ and γ, and its bases if it has none."""
-        if self.quantization_mode is not None:
-            raise ValueError(
-                f"Layer '{self.name}' has the quantized dtype policy "
-                f"'{self.dtype_policy.name}'. RandLoRA adapts floating-point kernels."
-            )
+        require_supported_mode(self, self.name)
         super().build(input_shape)
         if self.bank is None:
             self.bank = self.options.bank_for(
-                [self.update_shape(self.options)], dtype=self.dtype_policy
+                [self.update_shape(self.options)], dtype=float_policy(self)
             )
         self.attach(self.options, self.bank, shares_bank=self._shares_bank)
         self.randlora.trainable = self.trainable
@@ -366,12 +391,16 @@ class RandLoRALayer(keras.layers.Layer):
         self._shares_bank = attachment.shares_bank
         self.randlora = attachment.adapter
         self._tracker.lock()
+        # The product converts the kernel itself, so that under a mixed policy no copy
+        # of it stays alive between the passes.
+        self._kernel._autocast = False
         self.freeze_base()
 
     def detach(self) -> Attachment:
         """Take λ, γ and the bases off the layer; the kernel stays as it is."""
         adapter = self.randlora
         attachment = Attachment(self.options, adapter.bank, self._shares_bank, adapter)
+        self._kernel._autocast = True
         self._tracker.unlock()
         for child in (self.randlora, self.bank):
             self._tracker.untrack(child)
@@ -398,8 +427,10 @@ class RandLoRALayer(keras.layers.Layer):
 
     def call(self, inputs: Array, training: bool | None = None) -> Array:
         """Return `activation(inputs · (kernel + update) + bias)`."""
-        kernel = ops.convert_to_tensor(self._kernel)
-        outputs = self.randlora.multiply(inputs, kernel, training=training)
+        inputs = ops.cast(inputs, self._product_dtype(inputs))
+        names = self.randlora.product.kernel.names
+        held = [ops.convert_to_tensor(getattr(self, name)) for name in names]
+        outputs = self.randlora.multiply(inputs, held, training=training)
         if self.bias is not None:
             outputs = ops.add(outputs, self.bias)
         if self.activation is not None:
@@ -411,11 +442,30 @@ class RandLoRALayer(keras.layers.Layer):
         kind, plain = type(self).__qualname__, type(self).__name__
         return super().__repr__().replace(plain, kind, 1)
 
+    def quantized_call(self, inputs: Array, training: bool | None = None) -> Array:
+        """Return what `call` does; Keras calls this where the kernel is quantized."""
+        return self.call(inputs, training=training)
+
     def merged_kernel(self) -> Array:
-        """Return `kernel + update` in the kernel's dtype and shape."""
-        kernel = self._kernel
-        merged = ops.cast(kernel.value, "float32") + self.randlora.update()
-        return ops.cast(merged, kernel.dtype)
+        """Return `kernel + update` in the kernel's shape.
+
+        Returns:
+            In the kernel's dtype, float32 for a quantized kernel.
+        """
+        merged = dense_kernel(self) + self.randlora.update()
+        if self.quantization_mode is not None:
+            return merged
+        return ops.cast(merged, self._kernel.dtype)
+
+    def write_merged(self) -> None:
+        """Assign `kernel + update` to the kernel, quantized again as it was."""
+        write_kernel(self, self.merged_kernel())
+
+    def _product_dtype(self, inputs: Array) -> str:
+        """Return the dtype in which a plain layer would multiply."""
+        if not keras.backend.is_float_dtype(inputs.dtype):
+            return self.compute_dtype
+        return keras.backend.result_type(inputs.dtype, self.compute_dtype)
 
     def unmerged_kernel(self, merged: Array) -> Array:
         """Return `merged - update` in the kernel's dtype and shape."""
@@ -424,6 +474,10 @@ class RandLoRALayer(keras.layers.Layer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write what a plain layer would, with the merged kernel as its kernel."""
+        if self.built and self.quantization_mode is not None:
+            merged = self.merged_kernel()
+            quantized_alike(self, merged).save_own_variables(store)
+            return
         own: dict[str, Any] = {}
         super().save_own_variables(own)
         if own:
@@ -516,7 +570,7 @@ class RandLoRADense(RandLoRALayer, keras.layers.Dense):
     @staticmethod
     def layout_of(layer: keras.layers.Layer) -> KernelLayout:
         """Return how the kernel is read as a matrix."""
-        return dense_layout(tuple(layer._kernel.shape))
+        return dense_layout(kernel_shape(layer))
 
 
 @keras.saving.register_keras_serializable(package="keras_randlora")
@@ -555,7 +609,7 @@ class RandLoRAEinsumDense(RandLoRALayer, keras.layers.EinsumDense):
     @staticmethod
     def layout_of(layer: keras.layers.Layer) -> KernelLayout:
         """Return how the kernel is read as a matrix."""
-        return einsum_layout(layer.equation, tuple(layer._kernel.shape))
+        return einsum_layout(layer.equation, kernel_shape(layer))
 
 
 ADAPTED_CLASSES: dict[type, type[RandLoRALayer]] = {
@@ -569,9 +623,31 @@ for _plain, _adapted in ADAPTED_CLASSES.items():
     _adapted.__name__ = _plain.__name__
 
 
+def require_supported_mode(layer: keras.layers.Layer, path: str) -> None:
+    """Check that the layer's kernel is in floating point, int8 or int4.
+
+    Raises:
+        ValueError: It is quantized in another way.
+    """
+    mode = layer.quantization_mode
+    if mode not in SUPPORTED_MODES:
+        supported = [mode for mode in SUPPORTED_MODES if mode]
+        raise ValueError(
+            f"Layer '{path}' is quantized as '{mode}', which RandLoRA does not adapt: "
+            f"it adapts kernels in floating point or quantized as {supported}. Load "
+            "the model without quantization, then call "
+            f"`model.quantize('{supported[-1]}')`."
+        )
+
+
 def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Return the variables that a layer holds itself, not through children."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """Return an array that h5py writes: bfloat16, which it lacks, as float32."""
+    return array.astype("float32") if array.dtype.name == "bfloat16" else array
 
 
 def _to_numpy(array: Array) -> np.ndarray:

@@ -149,7 +149,7 @@ def einsum_layout(equation: str, kernel_shape: tuple[int, ...]) -> KernelLayout:
     )
 
 
-def dense_layout(kernel_shape: tuple[int, int]) -> KernelLayout:
+def dense_layout(kernel_shape: tuple[int, ...]) -> KernelLayout:
     """Return the layout of a `Dense` kernel `(inputs, outputs)`."""
     return einsum_layout(DENSE_EQUATION, tuple(kernel_shape))
 

@@ -9,18 +9,22 @@ n·r ≈ s, counted in multiply-adds ×2:
 | factored: `x W + (x …) …` through the two factors | `2 T b` + `6 T n r s` |
 
 `b` is what a product of B with one column costs, `2 l n r` for a dense one. Both keep
-only the input for the backward pass.
+only the input for the backward pass: a quantized kernel is dequantized again there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import keras
 
 from keras_randlora.arrays import cast, transpose
 from keras_randlora.bank import BasisBank
 from keras_randlora.gradient import computed_after, with_gradient
 from keras_randlora.layouts import KernelLayout
+from keras_randlora.quantized import FrozenKernel
 from keras_randlora.update import (
     UpdateShape,
     adapter_gradients,
@@ -30,6 +34,11 @@ from keras_randlora.update import (
 )
 
 Array = Any
+# What `auto` adds to the operations for each entry that passes through memory several
+# times: of the update, and of the tokens' inputs, outputs and inner products. Fitted to
+# `benchmarks/results/single_layer.json`.
+ENTRY_OF_UPDATE = 400
+ENTRY_OF_TOKENS = 350
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,14 @@ class AdaptedProduct:
 
     Attributes:
         layout: How the layer's kernel is read as a matrix.
+        kernel: How the frozen kernel is held.
         shape: Sizes of the update.
         bank: Owner of the bases.
         scale: `alpha / rank`.
     """
 
     layout: KernelLayout
+    kernel: FrozenKernel
     shape: UpdateShape
     bank: BasisBank
     scale: float
@@ -61,9 +72,14 @@ class AdaptedProduct:
             return compute
         if tokens is None:
             return "materialized"
+        shape = self.shape
+        features = shape.larger + shape.smaller + shape.columns
         materialized = self.materialized_operations(tokens, dropout)
-        cheaper = self.factored_operations(tokens) < materialized
-        return "factored" if cheaper else "materialized"
+        materialized += ENTRY_OF_UPDATE * shape.larger * shape.smaller
+        factored = (
+            self.factored_operations(tokens) + ENTRY_OF_TOKENS * tokens * features
+        )
+        return "factored" if factored < materialized else "materialized"
 
     @property
     def factor(self) -> float:
@@ -93,28 +109,63 @@ class AdaptedProduct:
         matrix = kernel_update(self.shape, lambda_, gamma, *bases, self.factor)
         return self.layout.to_kernel(matrix)
 
-    def materialized(
-        self, inputs: Array, kernel: Array, lambda_: Array, gamma: Array
-    ) -> Array:
-        """Return `inputs · (kernel + update)`."""
-        layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
+    def base(self, inputs: Array, held: Sequence[Array]) -> Array:
+        """Return `inputs · kernel`.
 
-        def forward(x: Array, kernel: Array, *adapter: Array) -> Array:
-            lambda_, gamma, *stored = adapter
-            lambda_ = computed_after(x, lambda_)
-            bases = bank.read(stored, shape, kernel.dtype, after=x)
-            update = kernel_update(shape, lambda_, gamma, *bases, scale)
-            return layout.apply(x, kernel + layout.to_kernel(update))
+        Args:
+            inputs: The layer's input.
+            held: The tensors that hold the frozen kernel.
+        """
+        layout, frozen = self.layout, self.kernel
+
+        def forward(x: Array, *held: Array) -> Array:
+            kernel = cast(self._base_kernel(held, x, after=x), _dtype(x))
+            return layout.apply(frozen.seen(x), kernel)
 
         def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
-            x, kernel, lambda_, gamma, *stored = tensors
+            x, *held = tensors
+            kernel = cast(self._base_kernel(held, x, after=gradient), _dtype(x))
+            gradient = layout.output_rows(gradient, len(x.shape))
+            x_gradient = gradient @ transpose(layout.to_matrix(kernel))
+            return layout.from_rows(x_gradient, x), *(None,) * len(held)
+
+        return with_gradient(forward, backward)(inputs, *held)
+
+    def materialized(
+        self, inputs: Array, held: Sequence[Array], lambda_: Array, gamma: Array
+    ) -> Array:
+        """Return `inputs · (kernel + update)`, without `held` `inputs · update`.
+
+        Args:
+            inputs: The layer's input.
+            held: The tensors that hold the frozen kernel, or none.
+            lambda_: λ of shape `(r, n)`, float32.
+            gamma: γ of shape `(n, s)`, float32.
+        """
+        layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
+        frozen, count = self.kernel, len(held)
+
+        def forward(x: Array, lambda_: Array, gamma: Array, *others: Array) -> Array:
+            held, stored = others[:count], others[count:]
+            lambda_ = computed_after(x, lambda_)
+            bases = bank.read(stored, shape, x.dtype, after=x)
+            update = kernel_update(shape, lambda_, gamma, *bases, scale)
+            kernel = self._base_kernel(held, x, after=x)
+            kernel = _sum(kernel, layout.to_kernel(update))
+            return layout.apply(frozen.seen(x), kernel)
+
+        def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
+            x, lambda_, gamma, *others = tensors
+            held, stored = others[:count], others[count:]
             lambda_ = computed_after(gradient, lambda_)
             gamma = computed_after(gradient, gamma)
-            bases = bank.read(stored, shape, kernel.dtype, after=gradient)
+            bases = bank.read(stored, shape, x.dtype, after=gradient)
             update = kernel_update(shape, lambda_, gamma, *bases, scale)
+            kernel = self._base_kernel(held, x, after=gradient)
+            matrix = None if kernel is None else layout.to_matrix(kernel)
             gradient = layout.output_rows(gradient, len(x.shape))
-            x_gradient = gradient @ transpose(layout.to_matrix(kernel) + update)
-            rows = layout.rows(x)
+            x_gradient = gradient @ transpose(_sum(matrix, update))
+            rows = layout.rows(frozen.seen(x))
             # The gradient of M, which is the kernel's or its transpose.
             larger, smaller = (gradient, rows) if shape.transposed else (rows, gradient)
             update_gradient = transpose(larger) @ smaller
@@ -122,14 +173,15 @@ class AdaptedProduct:
                 update_gradient, lambda_, gamma, *bases, scale
             )
             x_gradient = layout.from_rows(x_gradient, x)
-            return x_gradient, None, *adapter, *(None,) * len(stored)
+            return x_gradient, *adapter, *(None,) * len(others)
 
         product = with_gradient(forward, backward)
-        return product(inputs, kernel, lambda_, gamma, *bank.stored())
+        return product(inputs, lambda_, gamma, *held, *bank.stored())
 
     def factored(self, inputs: Array, lambda_: Array, gamma: Array) -> Array:
         """Return `inputs · update`, without forming the update."""
         layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
+        frozen = self.kernel
 
         def scaled(lambda_: Array, gamma: Array, basis_a: Array, dtype: str) -> Array:
             basis_a = cast(basis_a, "float32")
@@ -139,7 +191,7 @@ class AdaptedProduct:
             lambda_ = computed_after(x, lambda_)
             basis_a, basis_b = bank.read(stored, shape, x.dtype, after=x)
             stacked = scaled(lambda_, gamma, basis_a, x.dtype)
-            columns = transpose(layout.rows(x))
+            columns = transpose(layout.rows(frozen.seen(x)))
             if shape.transposed:
                 inner = stacked @ columns
                 rows = basis_b.expand_transposed(inner)
@@ -154,7 +206,7 @@ class AdaptedProduct:
             gamma = computed_after(gradient, gamma)
             basis_a, basis_b = bank.read(stored, shape, x.dtype, after=gradient)
             stacked = scaled(lambda_, gamma, basis_a, x.dtype)
-            rows = layout.rows(x)
+            rows = layout.rows(frozen.seen(x))
             gradient = layout.output_rows(gradient, len(x.shape))
             if shape.transposed:
                 inner = basis_b.project(transpose(gradient))
@@ -172,3 +224,25 @@ class AdaptedProduct:
 
         product = with_gradient(forward, backward)
         return product(inputs, lambda_, gamma, *bank.stored())
+
+    def _base_kernel(
+        self, held: Sequence[Array], inputs: Array, after: Array
+    ) -> Array | None:
+        """Return the frozen kernel for a product with `inputs`, `None` without one."""
+        if not held:
+            return None
+        kernel, *others = held
+        if _dtype(kernel) != _dtype(inputs):
+            kernel = computed_after(after, kernel)
+        return self.kernel.dense((kernel, *others), _dtype(inputs))
+
+
+def _dtype(tensor: Array) -> str:
+    return keras.backend.standardize_dtype(tensor.dtype)
+
+
+def _sum(kernel: Array | None, update: Array) -> Array:
+    """Return their sum in the update's dtype, taken in the wider of the two."""
+    if kernel is None:
+        return update
+    return cast(kernel + cast(update, _dtype(kernel)), _dtype(update))

@@ -131,7 +131,7 @@ def _layer_report(path: str, layer: RandLoRALayer) -> LayerReport:
     shape = layer.randlora.shape
     return LayerReport(
         path=path,
-        kernel_shape=tuple(layer._kernel.shape),
+        kernel_shape=layer.kernel_layout().kernel_shape,
         inputs=shape.inputs,
         outputs=shape.outputs,
         rank=shape.rank,

@@ -13,7 +13,11 @@ import keras
 
 from keras_randlora.config import RandLoRAConfig
 from keras_randlora.hub_repairs import backbone_of, reads_kernel
-from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer
+from keras_randlora.layers import (
+    ADAPTED_CLASSES,
+    RandLoRALayer,
+    require_supported_mode,
+)
 
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 _BLOCK_INDEX = re.compile(r"_(\d+)$")
@@ -272,11 +276,7 @@ def _require_called(adapted: list[Site]) -> None:
 
 def _require_adaptable(site: Site) -> None:
     layer = site.layer
-    if layer.quantization_mode is not None:
-        raise ValueError(
-            f"Layer '{site.path}' is quantized ({layer.quantization_mode}). RandLoRA "
-            "adapts floating-point kernels; load the model without quantization."
-        )
+    require_supported_mode(layer, site.path)
     if layer.lora_enabled:
         raise ValueError(
             f"Layer '{site.path}' has Keras's LoRA enabled. Merge it first by saving "

@@ -15,7 +15,7 @@ PACKAGE = Path(kr.__file__).parent
 LEVELS = [
     {"arrays", "atomic", "bases", "gradient", "hub_repairs", "peft_folder"}
     | {"saved_model"},
-    {"config", "layouts", "sparse"},
+    {"config", "layouts", "quantized", "sparse"},
     {"operators"},
     {"update"},
     {"bank"},

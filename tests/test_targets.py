@@ -207,7 +207,7 @@ def with_keras_lora():
 
 def quantized():
     model = EXAMPLES["mlp"].build()
-    model.get_layer("hidden_1").quantize("int8")
+    model.get_layer("hidden_1").quantize("float8")
     return model
 
 
@@ -277,7 +277,7 @@ REFUSALS = {
     "quantized": (
         quantized,
         dict(targets="all-linear"),
-        "Layer 'hidden_1' is quantized (int8). RandLoRA adapts floating-point kernels;",
+        "Layer 'hidden_1' is quantized as 'float8', which RandLoRA does not adapt: it ",
     ),
     "unbuilt subclassed": (
         unbuilt_subclassed,
