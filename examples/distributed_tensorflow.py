@@ -25,7 +25,7 @@ def main() -> keras.Model:
     with strategy.scope():  # each variable is mirrored on the devices
         model, tokenizer = load(arguments.preset)
         print(kr.enable_randlora(model, arguments.rank))
-        model.compile(jit_compile=False, **loss_and_optimizer(arguments))
+        model.compile(**loss_and_optimizer(arguments))
     fit(model, windows_for(arguments, tokenizer), arguments.batch_size)
     kr.save_adapter(model, arguments.output)
     return model

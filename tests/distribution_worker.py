@@ -16,12 +16,17 @@ from typing import NamedTuple
 import jax
 import keras
 import numpy as np
+from keras.distribution import DataParallel, LayoutMap, ModelParallel, TensorLayout
 from models import compile_model
 
 import keras_randlora as kr
 
 BATCH, LENGTH, VOCABULARY, STEPS = 8, 6, 24, 3
 GATHER = re.compile(r"= (.*) all-gather(?:-start)?\(")
+OPTIONS = {
+    "llama": {},
+    "gemma": dict(basis="sparse", basis_storage="regenerated"),
+}
 
 
 class Run(NamedTuple):
@@ -38,7 +43,6 @@ RUNS = {
     "llama model": Run("llama", "model", adapted_first=True),
     "llama sharded": Run("llama", "sharded"),
     "gemma": Run("gemma", None),
-    "gemma data": Run("gemma", "data", adapted_first=True),
     "gemma model": Run("gemma", "model"),
 }
 
@@ -61,18 +65,57 @@ def build(family):
     return keras_hub.models.GemmaCausalLM(backbone, preprocessor=None)
 
 
-def distribution_of(run):
-    """Return the run's distribution, `None` for a single device."""
-    if run.distribution in (None, "data"):
-        return run.distribution and keras.distribution.DataParallel()
-    import keras_hub
+class Spread:
+    """How a run is distributed, and where its variables belong."""
 
-    mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
-    kind = {"llama": "LlamaBackbone", "gemma": "GemmaBackbone"}[run.family]
-    layout_map = getattr(keras_hub.models, kind).get_layout_map(mesh)
-    if run.distribution == "sharded":
-        layout_map = kr.layout_map(layout_map, shard_over="model")
-    return keras.distribution.ModelParallel(layout_map=layout_map)
+    def __init__(self, run):
+        self.run = run
+        self.mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
+        self.base_map = LayoutMap(self.mesh)
+        self.distribution = DataParallel() if run.distribution == "data" else None
+        if run.distribution in ("model", "sharded"):
+            self.base_map = self._backbone().get_layout_map(self.mesh)
+            extended = kr.layout_map(self.base_map, shard_over="model")
+            sharded = run.distribution == "sharded"
+            layout_map = extended if sharded else self.base_map
+            self.distribution = ModelParallel(layout_map=layout_map)
+
+    def _backbone(self):
+        import keras_hub
+
+        name = {"llama": "LlamaBackbone", "gemma": "GemmaBackbone"}[self.run.family]
+        return getattr(keras_hub.models, name)
+
+    def scope(self):
+        """Return the context in which to build and train."""
+        if self.distribution is None:
+            return contextlib.nullcontext()
+        return self.distribution.scope()
+
+    def axes_of(self, variable):
+        """Return the mesh axes along which a variable is to be divided."""
+        if "randlora" not in variable.path:
+            layout = self.base_map[variable.path]
+            return layout.axes if layout else [None] * variable.ndim
+        if self.run.distribution == "sharded" and variable.name == "gamma":
+            return [None, "model"]
+        if self.run.distribution == "sharded" and variable.name == "basis_b":
+            return ["model", None]
+        return [None] * variable.ndim
+
+    def misplaced(self, model):
+        """Return the paths of variables that do not lie on the devices as they are to.
+
+        Those of the optimizer belong where what they are for does.
+        """
+        if self.distribution is None:
+            return []
+        found = []
+        for variable in model.variables:
+            layout = TensorLayout(self.axes_of(variable), self.mesh).backend_layout
+            if not variable.value.sharding.is_equivalent_to(layout, variable.ndim):
+                found.append(variable.path)
+        return found
 
 
 def batch():
@@ -81,41 +124,6 @@ def batch():
     tokens = rng.integers(1, VOCABULARY, (BATCH, LENGTH + 1)).astype("int32")
     mask = np.ones((BATCH, LENGTH), "int32")
     return {"token_ids": tokens[:, :-1], "padding_mask": mask}, tokens[:, 1:]
-
-
-def enable(model):
-    """Adapt every linear layer."""
-    model.enable_randlora(3, "all-linear")
-
-
-def laid_out_as(variable, layout):
-    """Return whether a variable lies on the devices as a layout says."""
-    return variable.value.sharding.is_equivalent_to(
-        layout.backend_layout, variable.ndim
-    )
-
-
-def misplaced(model, distribution):
-    """Return the paths of kernels, adapters and bases that are not where they belong.
-
-    Kernels belong where the base's layout map says; the rest on every device, but for
-    what the run shards.
-    """
-    if distribution is None:
-        return []
-    mesh = distribution.device_mesh
-    layouts = getattr(distribution, "_layout_map", {})
-    found = []
-    for variable in model.variables:
-        layout = distribution.get_variable_layout(variable)
-        if "randlora" in variable.path and type(layouts) in (
-            dict,
-            keras.distribution.LayoutMap,
-        ):
-            layout = keras.distribution.TensorLayout([None] * variable.ndim, mesh)
-        if not laid_out_as(variable, layout):
-            found.append(variable.path)
-    return found
 
 
 def kernels(model):
@@ -157,26 +165,30 @@ def sizes(shape):
     return tuple(int(size) for size in shape if int(size) > 1)
 
 
-def train(name, run, folder):
-    """Train, save and load an adapter; return what was found."""
-    distribution = distribution_of(run)
+def train(name, folder):
+    """Train, save and load an adapter in one way; return what was found."""
+    run = RUNS[name]
+    spread = Spread(run)
     weights = folder / f"{run.family}.weights.h5"
     adapter = folder / f"{name}.safetensors"
     inputs, labels = batch()
     options = dict(batch_size=BATCH, verbose=0)
-    steps = set((folder / "steps").glob("*train_step*after_optimizations.txt"))
-    with distribution.scope() if distribution else contextlib.nullcontext():
+    facts = {}
+    with spread.scope():
         model = build(run.family)
-        if run.adapted_first:
-            enable(model)
-        model.load_weights(weights)
         if not run.adapted_first:
-            enable(model)
-        facts = {"misplaced before": misplaced(model, distribution)}
+            model.load_weights(weights)
+        model.enable_randlora(3, "all-linear", **OPTIONS[run.family])
+        if run.adapted_first:
+            model.load_weights(weights)
+        facts["misplaced before"] = spread.misplaced(model)
         compile_model(model, weighted_metrics=[])
+        before = steps_in(folder)
         history = model.fit(inputs, labels, epochs=STEPS, shuffle=False, **options)
+        (step,) = steps_in(folder) - before
         facts["losses"] = history.history["loss"]
-        facts["misplaced after"] = misplaced(model, distribution)
+        facts["gathered"] = gathered(step.read_text(), model)
+        facts["misplaced after"] = spread.misplaced(model)
         facts["whole"] = whole_on_one_device(model)
         kr.save_adapter(model, adapter)
 
@@ -187,22 +199,36 @@ def train(name, run, folder):
         facts["loaded differently"] = [
             path for path in trained if not np.array_equal(trained[path], loaded[path])
         ]
-        compile_model(fresh, weighted_metrics=[])
-        facts["loss when loaded"] = fresh.evaluate(inputs, labels, **options)
-        facts["misplaced when loaded"] = misplaced(fresh, distribution)
-    compiled = set((folder / "steps").glob("*train_step*after_optimizations.txt"))
-    (step,) = compiled - steps
-    facts["gathered"] = gathered(step.read_text(), model)
+        facts["misplaced when loaded"] = spread.misplaced(fresh)
     return facts
+
+
+def steps_in(folder):
+    """Return the files that hold compiled training steps."""
+    return set((folder / "steps").glob("*train_step*after_optimizations.txt"))
+
+
+def refusal():
+    """Return what is said of a γ whose columns the mesh does not divide."""
+    spread = Spread(RUNS["llama sharded"])
+    with spread.scope():
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8)])
+        try:
+            model.enable_randlora(2, "all-linear")
+        except ValueError as error:
+            assert not hasattr(model.layers[0], "randlora")
+            return str(error)
+    return None
 
 
 def main(folder):
     """Write the weights that all runs share, then run."""
     assert jax.device_count() == 8
-    for family in ("llama", "gemma"):
+    for family in OPTIONS:
         keras.utils.set_random_seed(7)
         build(family).save_weights(folder / f"{family}.weights.h5")
-    facts = {name: train(name, run, folder) for name, run in RUNS.items()}
+    facts = {name: train(name, folder) for name in RUNS}
+    facts["refusal"] = refusal()
     (folder / "facts.json").write_text(json.dumps(facts, indent=1))
 
 

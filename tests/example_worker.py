@@ -20,7 +20,7 @@ def replicas(variable):
     value = variable.value
     if hasattr(value, "addressable_shards"):
         return [np.asarray(shard.data) for shard in value.addressable_shards]
-    if hasattr(value, "values"):
+    if isinstance(getattr(value, "values", None), tuple):
         return [component.numpy() for component in value.values]
     return [value.detach().cpu().numpy()]
 

@@ -23,6 +23,9 @@ BACKEND = keras.backend.backend()
 WORKER = Path(__file__).with_name("distribution_worker.py")
 EXAMPLE_WORKER = WORKER.with_name("example_worker.py")
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+COMPILE_FAST = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 RTOL = 1e-5
 
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is for JAX")
@@ -51,7 +54,7 @@ def facts(tmp_path_factory):
     """Train over eight simulated devices in every way, and on one."""
     folder = tmp_path_factory.mktemp("distribution")
     dump = f"--xla_dump_to={folder / 'steps'} --xla_dump_hlo_module_re=.*train_step.*"
-    run(WORKER, folder, XLA_FLAGS=f"{EIGHT_DEVICES} {dump}")
+    run(WORKER, folder, XLA_FLAGS=f"{EIGHT_DEVICES} {COMPILE_FAST} {dump}")
     return json.loads((folder / "facts.json").read_text())
 
 
@@ -65,10 +68,7 @@ distributed = pytest.mark.parametrize(
 def test_losses_are_those_of_one_device(facts, name):
     alone, spread = facts[RUNS[name].family], facts[name]
     np.testing.assert_allclose(spread["losses"], alone["losses"], rtol=RTOL)
-    np.testing.assert_allclose(
-        spread["loss when loaded"], alone["loss when loaded"], rtol=RTOL
-    )
-    assert alone["loss when loaded"] < (1 - 100 * RTOL) * alone["losses"][0]
+    assert alone["losses"][-1] < (1 - 100 * RTOL) * alone["losses"][0]
 
 
 @on_jax
@@ -92,6 +92,12 @@ def test_a_loaded_adapter_is_the_saved_one(facts, name):
 def test_no_device_holds_or_gathers_a_whole_kernel(facts, name):
     assert facts[name]["whole"] == []
     assert facts[name]["gathered"] == []
+
+
+@on_jax
+def test_a_gamma_that_the_mesh_does_not_divide_is_refused(facts):
+    assert "dense/randlora/gamma' of shape (3, 6)" in facts["refusal"]
+    assert "`keras_randlora.layout_map`" in facts["refusal"]
 
 
 # The layout map
@@ -154,10 +160,12 @@ def test_a_pattern_that_names_the_adapter_counts(base_map):
 
 
 def test_extending_twice_changes_nothing(base_map):
+    base_map[".*/randlora/.*"] = (None, None)
+    base_map[".*key/randlora/gamma"] = ("batch", None)
     once = kr.layout_map(base_map, shard_over="model")
     twice = kr.layout_map(once)
-    assert list(twice) == list(once)
-    assert axes(twice, GAMMA) == axes(once, GAMMA)
+    assert list(twice.items()) == list(once.items())
+    assert axes(twice, ".*key/randlora/gamma") == ("batch", None)
 
 
 def test_the_base_map_is_left_alone(base_map):
@@ -189,6 +197,7 @@ def test_enabling_outside_the_distribution_is_refused():
     assert structure_of(model) == before
 
 
+@on_jax
 def test_a_layout_of_another_rank_is_refused(base_map):
     with keras.distribution.ModelParallel(layout_map=base_map).scope():
         inputs = keras.Input((4,))
