@@ -221,12 +221,21 @@ def refusal():
     return None
 
 
+def write_weights(family, folder):
+    """Write weights so large that the loss depends on every kernel."""
+    keras.utils.set_random_seed(7)
+    model = build(family)
+    for weight in model.weights:
+        if weight.ndim > 1:
+            weight.assign(10 * weight)
+    model.save_weights(folder / f"{family}.weights.h5")
+
+
 def main(folder):
     """Write the weights that all runs share, then run."""
     assert jax.device_count() == 8
     for family in OPTIONS:
-        keras.utils.set_random_seed(7)
-        build(family).save_weights(folder / f"{family}.weights.h5")
+        write_weights(family, folder)
     facts = {name: train(name, folder) for name in RUNS}
     facts["refusal"] = refusal()
     (folder / "facts.json").write_text(json.dumps(facts, indent=1))
