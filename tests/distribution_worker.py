@@ -221,6 +221,20 @@ def refusal():
     return None
 
 
+def large_bases_are_drawn():
+    """Return whether bases that Keras initializes in the way of large ones are right.
+
+    From 250 MiB on, counted over all devices, it compiles the initializer.
+    """
+    with DataParallel().scope():
+        inputs = keras.Input((2900,))
+        model = keras.Sequential([inputs, keras.layers.Dense(2900, name="large")])
+        model.enable_randlora(1000, "large")
+    bank = model.layers[0].bank
+    held = np.asarray(bank.basis_b.value)
+    return held.nbytes * 8 > 250 * 2**20 and np.array_equal(held, bank.draw()[1])
+
+
 def write_weights(family, folder):
     """Write weights so large that the loss depends on every kernel."""
     keras.utils.set_random_seed(7)
@@ -238,6 +252,7 @@ def main(folder):
         write_weights(family, folder)
     facts = {name: train(name, folder) for name in RUNS}
     facts["refusal"] = refusal()
+    facts["large bases are drawn"] = bool(large_bases_are_drawn())
     (folder / "facts.json").write_text(json.dumps(facts, indent=1))
 
 

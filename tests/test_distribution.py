@@ -100,6 +100,11 @@ def test_a_gamma_that_the_mesh_does_not_divide_is_refused(facts):
     assert "`keras_randlora.layout_map`" in facts["refusal"]
 
 
+@on_jax
+def test_large_bases_are_those_drawn(facts):
+    assert facts["large bases are drawn"]
+
+
 # The layout map
 
 
