@@ -1,8 +1,7 @@
 """Fine-tune over many devices with JAX: the batch divided, and the kernels if asked.
 
     python examples/distributed_jax.py
-    python examples/distributed_jax.py --preset gemma_2b_en --model-parallel 4 \
-        --layout GemmaBackbone
+    python examples/distributed_jax.py --preset llama3.2_1b --model-parallel 4
 
 Without accelerators, XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight
 devices of a CPU.

@@ -50,7 +50,7 @@ def option_parser(description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--preset", help="keras-hub preset, hf://…, kaggle://… or folder")
+    add("--preset", help="keras-hub preset, hf://…, kaggle://…, folder, smollm2")
     add("--output", type=Path, default=Path("adapter.safetensors"), help="file")
     add("--steps", type=int, default=10, help="optimizer steps")
     add("--batch-size", type=int, default=8, help="windows a step, over all devices")
@@ -69,11 +69,12 @@ def load(preset: str | None) -> tuple[Any, Any]:
         backbone = keras_hub.models.LlamaBackbone(**TINY)
         return keras_hub.models.LlamaCausalLM(backbone, preprocessor=None), Bytes()
 
-    from pretrained import resolve
+    from pretrained import resolve, restore_word_split
 
     source = resolve(preset)
-    model = keras_hub.models.CausalLM.from_preset(source, preprocessor=None)
-    return model, keras_hub.models.Tokenizer.from_preset(source)
+    tokenizer = keras_hub.models.Tokenizer.from_preset(source)
+    restore_word_split(tokenizer, source)
+    return keras_hub.models.CausalLM.from_preset(source, preprocessor=None), tokenizer
 
 
 def windows_for(arguments: argparse.Namespace, tokenizer: Any) -> Windows:

@@ -27,6 +27,11 @@ COMPILE_FAST = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 RTOL = 1e-5
+ON_CPU = {
+    "PYTHONPATH": str(WORKER.parents[1]),
+    "CUDA_VISIBLE_DEVICES": "",
+    "JAX_PLATFORMS": "cpu",
+}
 
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is for JAX")
 on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.distribute")
@@ -37,7 +42,7 @@ def run(*command, **environment):
     """Run a Python program in a process of its own and return what it printed."""
     result = subprocess.run(
         [sys.executable, "-W", "ignore", *map(str, command)],
-        env={**os.environ, "PYTHONPATH": str(WORKER.parents[1]), **environment},
+        env={**os.environ, **ON_CPU, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -272,9 +277,10 @@ def assert_same_training(spread, alone, devices):
 
 @on_jax
 def test_the_jax_example(tmp_path):
+    eight = f"{EIGHT_DEVICES} {COMPILE_FAST}"
+    alone = train("distributed_jax", tmp_path / "1", XLA_FLAGS=COMPILE_FAST)
     sharded = ("--model-parallel", 4)
-    spread = train("distributed_jax", tmp_path / "8", *sharded, XLA_FLAGS=EIGHT_DEVICES)
-    alone = train("distributed_jax", tmp_path / "1", XLA_FLAGS="")
+    spread = train("distributed_jax", tmp_path / "8", *sharded, XLA_FLAGS=eight)
     assert_same_training(spread, alone, 8)
 
 
