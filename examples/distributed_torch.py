@@ -48,7 +48,8 @@ def train(model, windows, arguments) -> None:
     rows, left = divmod(arguments.batch_size, processes)
     if left:
         raise SystemExit(f"--batch-size must be a multiple of {processes} processes")
-    # Keras's own `fit` calls the model itself, past the wrapper.
+    # Wrapped only now: adapters that are enabled later would not be averaged, and no
+    # error would say so. Keras's own `fit` calls the model itself, past the wrapper.
     replica = DistributedDataParallel(model)
     options = loss_and_optimizer(arguments)
     loss_of, optimizer = options["loss"], options["optimizer"]
