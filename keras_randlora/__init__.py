@@ -17,6 +17,7 @@ from keras_randlora.bank import BasisBank
 from keras_randlora.budget import rank_for_budget, rank_like_lora
 from keras_randlora.combine import merge_adapters
 from keras_randlora.config import RandLoRAConfig
+from keras_randlora.distribution import layout_map
 from keras_randlora.export import export_merged
 from keras_randlora.files import load_adapter, save_adapter
 from keras_randlora.layers import RandLoRADense, RandLoRAEinsumDense
@@ -38,6 +39,7 @@ __all__ = [
     "enable_randlora",
     "export_merged",
     "get_adapter",
+    "layout_map",
     "load_adapter",
     "load_optimizer",
     "merge_adapters",

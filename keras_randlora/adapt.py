@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_randlora.bank import BasisBank, GivenBasisBank
 from keras_randlora.config import GIVEN, RandLoRAConfig
+from keras_randlora.distribution import require_same_distribution
 from keras_randlora.layers import (
     ADAPTED_CLASSES,
     Attachment,
@@ -169,6 +170,9 @@ def enable_with_config(
     require_plain(model)
     selection = selection or select(model, config)
     options = LayerOptions.from_config(config, config.train_bias != "none")
+    require_same_distribution(
+        model, selection.adapted, adapter_shapes(model, config, selection)
+    )
     bank = _bank_for(selection, options, bases)
     flags = _trainable_flags(model)
     extra = _extra_variables(model, selection, config)

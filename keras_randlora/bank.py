@@ -249,7 +249,7 @@ class BasisBank(keras.layers.Layer):
         return self.add_weight(
             name=name,
             shape=values.shape,
-            initializer=lambda shape, dtype=None: ops.convert_to_tensor(values, dtype),
+            initializer=_Values(values),
             dtype=self._held_dtype,
             trainable=False,
             autocast=False,
@@ -342,6 +342,20 @@ class GivenBasisBank(BasisBank):
     def _assign(self, basis_a: Array, basis_b: Array) -> None:
         for variable, basis in zip(self.weights, (basis_a, basis_b), strict=True):
             variable.assign(basis)
+
+
+class _Values(keras.initializers.Initializer):
+    """Gives the values it holds.
+
+    An object: Keras compiles the initializer of a large distributed variable by its
+    `__call__`, and JAX refuses a function's.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        return ops.convert_to_tensor(self.values, dtype)
 
 
 _REBUILT: weakref.WeakValueDictionary[str, BasisBank] = weakref.WeakValueDictionary()

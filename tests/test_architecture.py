@@ -22,7 +22,7 @@ LEVELS = [
     {"product"},
     {"layers"},
     {"targets"},
-    {"peft_names", "report"},
+    {"distribution", "peft_names", "report"},
     {"adapt"},
     {"budget", "optimizer", "weights"},
     {"files"},
