@@ -175,11 +175,11 @@ def test_gradients_are_those_of_the_dequantized_kernel(name, mode, compute):
     x = examples(name)
 
     def gradients(model, x):
-        layer = model.layers[0]
-        adapter = layer.randlora
+        adapter = model.layers[0].randlora
+        arrays = held_arrays(model.layers[0]).values()
 
         def outputs(x, lambda_, gamma):
-            held = [ops.convert_to_tensor(a) for a in held_arrays(layer).values()]
+            held = [ops.convert_to_tensor(array) for array in arrays]
             multiply = adapter.product.materialized
             if compute == "factored":
                 base = adapter.product.base(x, held)

@@ -1,0 +1,131 @@
+"""Half precision: what stays float32, what training reaches, what overflow does."""
+
+import keras
+import numpy as np
+import pytest
+from backend import as_numpy
+from models import BATCH, EXAMPLES
+
+import keras_randlora as kr
+
+POLICIES = ("bfloat16", "mixed_bfloat16", "mixed_float16")
+STEPS = 200
+LEARNING_RATE = 1e-3
+
+
+@pytest.fixture
+def in_policy():
+    """Return a function that builds an adapted example in a dtype policy."""
+    before = keras.config.dtype_policy()
+
+    def build(policy, example="llama3", **options):
+        keras.config.set_dtype_policy(policy)
+        model = EXAMPLES[example].build()
+        kr.enable_randlora(model, rank=2, targets="all-linear", **options)
+        return model
+
+    yield build
+    keras.config.set_dtype_policy(before)
+
+
+def compile_with(optimizer, model):
+    """Compile for language modelling, as fast to trace as the backend allows."""
+    options = {"jit_compile": False} if keras.backend.backend() == "tensorflow" else {}
+    model.compile(
+        optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **options,
+    )
+
+
+def frozen_values(model):
+    trained = {variable.path for variable in model.trainable_variables}
+    frozen = [v for v in model.variables if v.path not in trained]
+    return {v.path: as_numpy(v).tobytes() for v in frozen if "seed" not in v.path}
+
+
+def adapter_bits(model):
+    return {key: value.tobytes() for key, value in kr.get_adapter(model).items()}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_adapters_and_their_moments_are_float32(policy, in_policy):
+    model = in_policy(policy)
+    compile_with(keras.optimizers.AdamW(LEARNING_RATE), model)
+    model.train_on_batch(EXAMPLES["llama3"].inputs(), EXAMPLES["llama3"].labels())
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    moments = [*optimizer._momentums, *optimizer._velocities]
+    assert len(moments) == 2 * len(model.trainable_variables)
+    assert {v.dtype for v in (*model.trainable_variables, *moments)} == {"float32"}
+    kernel = "bfloat16" if policy == "bfloat16" else "float32"
+    adapted = [layer for layer in model._flatten_layers() if hasattr(layer, "randlora")]
+    assert {layer._kernel.dtype for layer in adapted} == {kernel}
+
+
+def test_training_goes_as_far_as_in_float32(in_policy):
+    """At the default alpha, over 200 steps."""
+    example = EXAMPLES["mlp"]
+    final = {}
+    for policy in ("float32", *POLICIES):
+        model = in_policy(policy, "mlp")
+        compile_with(keras.optimizers.AdamW(LEARNING_RATE), model)
+        batch = example.inputs(), example.labels()
+        losses = [float(model.train_on_batch(*batch)) for _ in range(STEPS)]
+        assert np.all(np.isfinite(losses))
+        final[policy] = losses[-1] / losses[0]
+    assert final["float32"] < 0.7
+    for policy in POLICIES:
+        assert final[policy] < final["float32"] + 0.1, final
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("compute", ["materialized", "factored"])
+def test_outputs_are_those_of_float32_up_to_rounding(policy, compute, in_policy):
+    models = [in_policy(used, "mlp", compute=compute) for used in ("float32", policy)]
+    rng = np.random.default_rng(2)
+    for exact, rounded in zip(*(model.weights for model in models), strict=True):
+        value = as_numpy(exact) + 0.02 * rng.standard_normal(exact.shape)
+        exact.assign(value)
+        rounded.assign(value)
+    exact, rounded = (
+        EXAMPLES["mlp"].outputs(model).astype("float32") for model in models
+    )
+    scale = np.max(np.abs(exact))
+    step = 2.0**-11 if policy == "mixed_float16" else 2.0**-8
+    error = np.max(np.abs(rounded - exact))
+    assert 0 < error < 8 * step * scale
+
+
+def test_overflow_skips_the_step_and_touches_nothing(in_policy):
+    """`compile` puts a LossScaleOptimizer around the optimizer in mixed_float16."""
+    example = EXAMPLES["mlp"]
+    model = in_policy("mixed_float16", "mlp")
+    compile_with(keras.optimizers.AdamW(LEARNING_RATE), model)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    inputs, labels = example.inputs(), example.labels()
+    model.train_on_batch(inputs, labels)
+    before, frozen = adapter_bits(model), frozen_values(model)
+    model.train_on_batch(np.full_like(inputs, 1e30), labels)
+    assert adapter_bits(model) == before
+    assert frozen_values(model) == frozen
+    model.train_on_batch(inputs, labels)
+    assert adapter_bits(model) != before
+    assert all(np.all(np.isfinite(a)) for a in kr.get_adapter(model).values())
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_gradients_that_are_not_numbers_leave_bases_and_kernels_alone(
+    policy, in_policy
+):
+    example = EXAMPLES["mlp"]
+    model = in_policy(policy, "mlp")
+    compile_with(keras.optimizers.AdamW(LEARNING_RATE), model)
+    good = example.outputs(model)
+    frozen = frozen_values(model)
+    weights = np.full((BATCH,), np.nan, "float32")
+    model.train_on_batch(example.inputs(), example.labels(), sample_weight=weights)
+    assert frozen_values(model) == frozen
+    for layer in model._flatten_layers():
+        if hasattr(layer, "randlora"):
+            layer.randlora.reset()
+    np.testing.assert_array_equal(example.outputs(model), good)
