@@ -30,6 +30,7 @@ from keras_randlora.quantized import (
     restore_float,
 )
 from keras_randlora.report import Report, summary
+from keras_randlora.straight_through import pass_gradients, restore_rounding
 from keras_randlora.targets import Selection, select, sites
 
 Bases = tuple[np.ndarray, np.ndarray]
@@ -179,6 +180,8 @@ def enable_with_config(
     _attach_all(selection, options, bank)
     _train_only(model, extra)
     setattr(model, _STATE, AdaptedState(config, selection, extra, flags))
+    for site in sites(model):
+        pass_gradients(site.layer)
     # Keras asks this before it quantizes the first layer.
     model._check_quantize_args = _refuse_to_quantize
     _refresh(model, selection)
@@ -480,6 +483,8 @@ def _train_only(model: keras.Model, extra: dict[str, keras.Variable]) -> None:
 def _finish(model: keras.Model, state: AdaptedState) -> None:
     """Thaw what was trainable before and forget the adaptation."""
     set_trainable(state.was_trainable)
+    for site in sites(model):
+        restore_rounding(site.layer)
     delattr(model, _STATE)
     del model._check_quantize_args
     _refresh(model, state.selection)

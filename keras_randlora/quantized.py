@@ -107,9 +107,10 @@ def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
     return tuple(layer._kernel.shape)
 
 
-def float_policy(layer: keras.layers.Layer) -> keras.dtype_policies.DTypePolicy:
+def float_policy(layer: keras.layers.Layer) -> keras.DTypePolicy:
     """Return the dtype policy that a layer had before it was quantized, or has."""
-    return keras.dtype_policies.get(layer.dtype_policy.name.rpartition("_from_")[2])
+    compute, variable = layer.compute_dtype, layer.variable_dtype
+    return keras.DTypePolicy(compute if compute == variable else f"mixed_{compute}")
 
 
 def frozen_kernel(layer: keras.layers.Layer) -> FrozenKernel:

@@ -14,7 +14,7 @@ PACKAGE = Path(kr.__file__).parent
 # A module imports from the lines above its own only. A new one finds its place here.
 LEVELS = [
     {"arrays", "atomic", "bases", "gradient", "hub_repairs", "peft_folder"}
-    | {"saved_model"},
+    | {"saved_model", "straight_through"},
     {"config", "layouts", "quantized", "sparse"},
     {"operators"},
     {"update"},

@@ -15,12 +15,12 @@ LEARNING_RATE = 1e-3
 
 @pytest.fixture
 def in_policy():
-    """Return a function that builds an adapted example in a dtype policy."""
+    """Return a function that builds an adapted model in a dtype policy."""
     before = keras.config.dtype_policy()
 
-    def build(policy, example="llama3", **options):
+    def build(policy, **options):
         keras.config.set_dtype_policy(policy)
-        model = EXAMPLES[example].build()
+        model = EXAMPLES["mlp"].build()
         kr.enable_randlora(model, rank=2, targets="all-linear", **options)
         return model
 
@@ -29,7 +29,7 @@ def in_policy():
 
 
 def compile_with(optimizer, model):
-    """Compile for language modelling, as fast to trace as the backend allows."""
+    """Compile for classification, as fast to trace as the backend allows."""
     options = {"jit_compile": False} if keras.backend.backend() == "tensorflow" else {}
     model.compile(
         optimizer,
@@ -52,7 +52,7 @@ def adapter_bits(model):
 def test_adapters_and_their_moments_are_float32(policy, in_policy):
     model = in_policy(policy)
     compile_with(keras.optimizers.AdamW(LEARNING_RATE), model)
-    model.train_on_batch(EXAMPLES["llama3"].inputs(), EXAMPLES["llama3"].labels())
+    model.train_on_batch(EXAMPLES["mlp"].inputs(), EXAMPLES["mlp"].labels())
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     moments = [*optimizer._momentums, *optimizer._velocities]
     assert len(moments) == 2 * len(model.trainable_variables)
@@ -67,7 +67,7 @@ def test_training_goes_as_far_as_in_float32(in_policy):
     example = EXAMPLES["mlp"]
     final = {}
     for policy in ("float32", *POLICIES):
-        model = in_policy(policy, "mlp")
+        model = in_policy(policy)
         compile_with(keras.optimizers.AdamW(LEARNING_RATE), model)
         batch = example.inputs(), example.labels()
         losses = [float(model.train_on_batch(*batch)) for _ in range(STEPS)]
@@ -81,7 +81,7 @@ def test_training_goes_as_far_as_in_float32(in_policy):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("compute", ["materialized", "factored"])
 def test_outputs_are_those_of_float32_up_to_rounding(policy, compute, in_policy):
-    models = [in_policy(used, "mlp", compute=compute) for used in ("float32", policy)]
+    models = [in_policy(used, compute=compute) for used in ("float32", policy)]
     rng = np.random.default_rng(2)
     for exact, rounded in zip(*(model.weights for model in models), strict=True):
         value = as_numpy(exact) + 0.02 * rng.standard_normal(exact.shape)
@@ -99,7 +99,7 @@ def test_outputs_are_those_of_float32_up_to_rounding(policy, compute, in_policy)
 def test_overflow_skips_the_step_and_touches_nothing(in_policy):
     """`compile` puts a LossScaleOptimizer around the optimizer in mixed_float16."""
     example = EXAMPLES["mlp"]
-    model = in_policy("mixed_float16", "mlp")
+    model = in_policy("mixed_float16")
     compile_with(keras.optimizers.AdamW(LEARNING_RATE), model)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     inputs, labels = example.inputs(), example.labels()
@@ -118,7 +118,7 @@ def test_gradients_that_are_not_numbers_leave_bases_and_kernels_alone(
     policy, in_policy
 ):
     example = EXAMPLES["mlp"]
-    model = in_policy(policy, "mlp")
+    model = in_policy(policy)
     compile_with(keras.optimizers.AdamW(LEARNING_RATE), model)
     good = example.outputs(model)
     frozen = frozen_values(model)

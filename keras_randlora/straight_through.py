@@ -1,0 +1,51 @@
+"""Lets gradients pass the rounded inputs of quantized `ReversibleEmbedding` layers.
+
+Keras 3.15 rounds what such a layer turns into logits to 8 bits: of every `"int8"`
+model, and of `"int4"` ones that come from a preset. `Dense` and `EinsumDense` have a
+gradient of their own for that; here nothing but the largest entry of each token would
+get one, and the model would hardly learn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+Array = Any
+
+
+class StraightThrough:
+    """A quantizer of inputs whose gradient is that of the inputs themselves.
+
+    Args:
+        quantizer: The layer's own, which returns integers and their scale.
+    """
+
+    def __init__(self, quantizer: Any) -> None:
+        self.quantizer = quantizer
+
+    def __call__(self, inputs: Array, axis: Any = None) -> tuple[Array, Array]:
+        """Return the same integers in the inputs' dtype, and the same scale."""
+        integers, scale = self.quantizer(inputs, axis=axis)
+        scale = ops.stop_gradient(scale)
+        scaled = inputs * scale
+        integers = ops.cast(ops.stop_gradient(integers), inputs.dtype)
+        return scaled + ops.stop_gradient(integers - scaled), scale
+
+
+def pass_gradients(layer: keras.layers.Layer) -> None:
+    """Let gradients pass the rounding of a layer's inputs, if it rounds them."""
+    if isinstance(layer, keras.layers.ReversibleEmbedding) and _quantizer(layer):
+        layer.inputs_quantizer = StraightThrough(_quantizer(layer))
+
+
+def restore_rounding(layer: keras.layers.Layer) -> None:
+    """Undo `pass_gradients`."""
+    if isinstance(_quantizer(layer), StraightThrough):
+        layer.inputs_quantizer = layer.inputs_quantizer.quantizer
+
+
+def _quantizer(layer: keras.layers.Layer) -> Any:
+    return getattr(layer, "inputs_quantizer", None)
