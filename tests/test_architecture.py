@@ -13,8 +13,8 @@ PACKAGE = Path(kr.__file__).parent
 
 # A module imports from the lines above its own only. A new one finds its place here.
 LEVELS = [
-    {"arrays", "atomic", "bases", "gradient", "hub_repairs", "peft_folder"}
-    | {"saved_model"},
+    {"abstract", "arrays", "atomic", "bases", "gradient", "hub_repairs"}
+    | {"peft_folder", "saved_model", "sizes"},
     {"config", "layouts", "sparse"},
     {"operators"},
     {"update"},
@@ -22,9 +22,9 @@ LEVELS = [
     {"product"},
     {"layers"},
     {"targets"},
-    {"peft_names", "report"},
+    {"activations", "footprint", "peft_names", "report"},
     {"adapt"},
-    {"budget", "optimizer", "weights"},
+    {"budget", "optimizer", "planner", "weights"},
     {"files"},
     {"combine", "export", "peft"},
     {"methods"},
