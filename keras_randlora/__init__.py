@@ -22,6 +22,7 @@ from keras_randlora.files import load_adapter, save_adapter
 from keras_randlora.layers import RandLoRADense, RandLoRAEinsumDense
 from keras_randlora.optimizer import load_optimizer, save_optimizer
 from keras_randlora.planner import Plan, plan
+from keras_randlora.rematerialize import rematerialize
 from keras_randlora.report import LayerReport, Report, summary
 from keras_randlora.weights import get_adapter, set_adapter
 
@@ -49,6 +50,7 @@ __all__ = [
     "plan",
     "rank_for_budget",
     "rank_like_lora",
+    "rematerialize",
     "save_adapter",
     "save_optimizer",
     "set_adapter",

@@ -141,6 +141,9 @@ def _kept(block: _Block, step: TrainingStep, item: int) -> int:
     if flash is None:
         flash = torch and block.fused
     scores = block.heads * (_FLOAT32 + item if torch else 2 * _FLOAT32)
+    if block.fused and not torch:
+        # XLA keeps two or three of JAX's, by the sizes.
+        scores += block.heads * _FLOAT32 // 2
     # A fused kernel is given the mask in the dtype of the queries.
     attention += step.sequence * (item if flash else scores) if block.queries else 0
     activation = _FLOAT32 if block.llama else item

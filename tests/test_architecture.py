@@ -22,7 +22,7 @@ LEVELS = [
     {"product"},
     {"layers"},
     {"targets"},
-    {"activations", "footprint", "peft_names", "report"},
+    {"activations", "footprint", "peft_names", "rematerialize"} | {"report"},
     {"adapt"},
     {"budget", "optimizer", "planner", "weights"},
     {"files"},
