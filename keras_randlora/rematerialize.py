@@ -106,8 +106,8 @@ def _again(
             return outputs, [scope.get_current_value(state) for state in states]
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        values = [ops.convert_to_tensor(variable) for variable in variables]
-        values[len(values) - len(states) :] = map(ops.copy, states)
+        values = [ops.convert_to_tensor(v.value) for v in layer.trainable_variables]
+        values += [ops.copy(state.value) for state in states]
         outputs, after = _remat(run)(*(leaves[i] for i in places), *values)
         for state, value in zip(states, after, strict=True):
             state.assign(value)
@@ -134,9 +134,10 @@ def _remat(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_float(tensor: Any) -> bool:
-    # JAX gives integers gradients of a dtype that Keras does not know.
-    dtype = getattr(tensor.dtype, "name", str(tensor.dtype)).removeprefix("torch.")
-    return keras.backend.is_float_dtype(dtype) and dtype != "float0"
+    """Return whether a tensor of JAX has floating-point numbers."""
+    import jax
+
+    return jax.numpy.issubdtype(tensor.dtype, jax.numpy.floating)
 
 
 def _states(layer: keras.layers.Layer) -> list[keras.Variable]:
