@@ -16,7 +16,6 @@ WAYS = {
     "whole": dict(remat=False, passes=1),
     "remat": dict(remat=True, passes=1),
     "2 passes": dict(remat=False, passes=2),
-    "remat, 2 passes": dict(remat=True, passes=2),
 }
 
 

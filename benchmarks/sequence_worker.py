@@ -1,6 +1,5 @@
 """The process of one row of `benchmarks.long_sequences`: one way, one length."""
 
-import contextlib
 import statistics
 import time
 from typing import Any
@@ -11,8 +10,6 @@ from benchmarks.models import MODELS, build_keras
 from benchmarks.processes import serve
 from benchmarks.session import LEARNING_RATE, batch, next_token_loss
 
-BLOCKS = {"llama": "transformer_layer_{}", "gemma": "decoder_block_{}"}
-
 
 def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the peak of memory over some steps, and what was planned."""
@@ -22,10 +19,9 @@ def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
     import keras_randlora as kr
 
     sizes, passes = MODELS[settings["model"]], settings["passes"]
-    names = [BLOCKS[sizes.family].format(i) for i in range(sizes.blocks)]
-    remat = keras.RematScope(mode="list_of_layers", layer_names=names)
-    with remat if settings["remat"] else contextlib.nullcontext():
-        model = build_keras(sizes, "float32")
+    model = build_keras(sizes, "float32")
+    if settings["remat"]:
+        kr.rematerialize(model)
     adapter = dict(rank=settings["rank"], targets=list(settings["targets"]))
     one_pass = dict(batch=settings["batch"] // passes, sequence=settings["length"])
     planned = kr.plan(model, remat=settings["remat"], **adapter, **one_pass)
