@@ -72,7 +72,7 @@ def step_bytes(
     selection: Selection,
     shapes: Sequence[UpdateShape],
     step: TrainingStep,
-    quantized: bool = False,
+    quantization: str | None = None,
 ) -> Needs:
     """Estimate the bytes that the backward pass of a step needs.
 
@@ -81,7 +81,8 @@ def step_bytes(
         selection: The layers to adapt and train.
         shapes: Sizes of the updates of the adapted layers.
         step: What the user chooses.
-        quantized: Whether kernels are dequantized for each product.
+        quantization: `"int8"`, `"int4"` or `None`: weights are dequantized for each
+            product, the kernels of adapted layers and the int4 table of the logits.
     """
     item = item_size(model.compute_dtype)
     trained = {id(site.layer) for site in (*selection.adapted, *selection.also_trained)}
@@ -91,7 +92,11 @@ def step_bytes(
     rest = step.tokens * _kept_outside(model, trained, item)
     logits = _logits(model, step, item)
     kernel = max(shape.inputs * shape.outputs for shape in shapes)
-    temporaries = kernel * (_KERNELS_AT_A_TIME * _FLOAT32 + item * quantized)
+    temporaries = kernel * _KERNELS_AT_A_TIME * _FLOAT32
+    if quantization is not None:
+        temporaries += kernel * item
+    if quantization == "int4":
+        temporaries += item * _logit_table(model)
     widest = max([max(block.inner, default=0) for block in blocks], default=0)
     backward = step.tokens * 3 * widest * item
     if not step.remat:
@@ -258,6 +263,16 @@ def _logits(model: keras.Model, step: TrainingStep, item: int) -> int:
     if keras.backend.backend() == "torch" or item < _FLOAT32:
         copies += item
     return copies * _outputs(model, step)
+
+
+def _logit_table(model: keras.Model) -> int:
+    """Return the numbers of the matrix that logits are a product with."""
+    tables = [
+        site.layer
+        for site in sites(model)
+        if isinstance(site.layer, keras.layers.ReversibleEmbedding)
+    ]
+    return max((table.input_dim * table.output_dim for table in tables), default=0)
 
 
 def _outputs(model: keras.Model, step: TrainingStep) -> int:

@@ -95,6 +95,8 @@ def basis_bytes(
 
 def _quantizable(layer: keras.layers.Layer) -> list[Matrix]:
     """Return the matrices of a layer that `quantize` replaces."""
+    if getattr(layer, "quantization_mode", None) is not None:
+        return []
     if type(layer) in ADAPTED_CLASSES:
         layout = ADAPTED_CLASSES[type(layer)].layout_of(layer)
         return [Matrix(layer._kernel, layout.inputs, layout.outputs)]

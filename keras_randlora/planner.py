@@ -36,7 +36,8 @@ class Plan:
         optimizer: Bytes of AdamW's two moments of them.
         activations: Bytes that the layers keep for the backward pass.
         logits: Bytes of the outputs, of their softmax and their gradient.
-        temporaries: Bytes of the largest adapted kernel's update and gradient.
+        temporaries: Bytes of the largest adapted kernel's update and gradient, of
+            dequantized weights, and of what a rematerialized block forms again.
     """
 
     parameters: int
@@ -115,8 +116,7 @@ def plan(
         dtype: dtype or dtype policy of a preset or configuration, for instance
             `"bfloat16"`. A model has its own.
         quantization: `"int8"` or `"int4"`, as by `model.quantize`; default none.
-        remat: Whether the blocks are rematerialized, as by `keras.RematScope` with a
-            list of the blocks.
+        remat: Whether the blocks are rematerialized, as by `rematerialize`.
         flash_attention: Whether attention is fused, and keeps no scores. `None` means
             what the blocks do on this backend and device.
         **options: Further options of `enable_randlora`.
@@ -163,7 +163,7 @@ def plan(
     trainable = sum(math.prod(shape) for shape in trained)
     gradients = 4 * adapter + (trainable - adapter) * item_size(model.variable_dtype)
     step = TrainingStep(batch, sequence, remat, flash_attention)
-    needs = step_bytes(model, selection, shapes, step, quantized=bool(quantization))
+    needs = step_bytes(model, selection, shapes, step, quantization=quantization)
     return Plan(
         parameters=sum(math.prod(weight.shape) for weight in model.weights),
         trainable=trainable,

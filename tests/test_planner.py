@@ -225,6 +225,29 @@ def test_attention_without_scores_needs_less():
     assert with_scores.total - without.total >= 2 * 4 * 1000 * 1000 * 4
 
 
+def test_int4_weights_are_dequantized_for_the_step():
+    options = dict(targets="all-linear", sequence=8)
+    plain, int4 = (
+        kr.plan(tiny_llama(), 3, quantization=mode, **options)
+        for mode in (None, "int4")
+    )
+    largest_kernel, embeddings = 16 * 20, 23 * 16
+    extra = int4.temporaries - plain.temporaries
+    assert extra == 4 * (largest_kernel + embeddings)
+
+
+def test_what_comes_before_the_first_adapted_block_is_not_kept():
+    model = tiny_llama(**SIZES)
+    options = dict(targets="all-linear", batch=2, sequence=16)
+    last, half, whole = (
+        kr.plan(model, 8, layers=blocks, **options).activations
+        for blocks in ([5], [3], None)
+    )
+    assert last < half < whole
+    block = half - last
+    assert whole - half == pytest.approx(1.5 * block, rel=0.01)
+
+
 def test_whether_it_fits():
     planned = kr.plan({"class": "Llama3Backbone", **LLAMA_3_8B}, dtype="bfloat16")
     assert not planned.fits(16)
