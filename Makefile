@@ -76,6 +76,7 @@ bench: $(ENV) ## Measure step times, memory, layers and life cycle (about an hou
 	  --out benchmarks/results/raw/step_time_few_tokens.json
 	$(BIN)/python -m benchmarks.single_layer
 	$(BIN)/python -m benchmarks.life_cycle
+	$(BIN)/python -m benchmarks.long_sequences
 
 bench-gpu: $(ENV) ## Measure step times and memory on a GPU, with torch and JAX
 	$(BIN)/python -m benchmarks.gpu_step

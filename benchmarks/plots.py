@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import bases, spread
+from benchmarks.report import bases, grown, spread
 
 Result = dict[str, Any]
 
@@ -98,12 +98,29 @@ def profile(result: Result, path: Path, title: str) -> None:
     _save(figure, path, title)
 
 
+def long_sequences(result: Result, path: Path, title: str) -> None:
+    """Draw what memory grows by against the length, a line for each way."""
+    figure, axes = _panels(len(result["cases"]), 4)
+    for axis, case in zip(axes, result["cases"], strict=True):
+        rows = [row for row in case["rows"] if "error" not in row]
+        for way in dict.fromkeys(row["way"] for row in rows):
+            points = [(r["length"], grown(r) / 1e9) for r in rows if r["way"] == way]
+            axis.plot(*zip(*points, strict=True), marker="o", label=way)
+        axis.set_xlabel("tokens a sequence", fontsize=8)
+        axis.set_ylabel("grown in a step, GB", fontsize=8)
+        axis.set_ylim(bottom=0)
+        axis.set_title(case["heading"], fontsize=9)
+        axis.legend(fontsize=7)
+    _save(figure, path, title)
+
+
 PLOTS: dict[str, Callable[[Result, Path, str], None]] = {
     "step_time": step_time,
     "single_layer": single_layer,
     "life_cycle": life_cycle,
     "basis_quality": basis_quality,
     "profile": profile,
+    "long_sequences": long_sequences,
 }
 
 

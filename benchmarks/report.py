@@ -151,12 +151,29 @@ def profile(rows: list[Row]) -> str:
     )
 
 
+def long_sequences(rows: list[Row]) -> str:
+    """Return the peak of each way, a line for each length."""
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    head = ["tokens a sequence", *(f"{way}, MB" for way in ways), "planned, whole, MB"]
+    head += [f"{way}, s" for way in ways]
+    lines = []
+    for length in dict.fromkeys(row["length"] for row in rows):
+        found = {row["way"]: row for row in rows if row["length"] == length}
+        peaks = [number(grown(found[w]) / 1e6, 0) if w in found else "–" for w in ways]
+        planned = found.get("whole", {}).get("planned_bytes")
+        times = [number(found[w]["median_s"], 1) if w in found else "–" for w in ways]
+        planned = number(planned / 1e6, 0) if planned else "–"
+        lines.append([str(length), *peaks, planned, *times])
+    return markdown(head, lines)
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "step_time": step_time,
     "single_layer": single_layer,
     "life_cycle": life_cycle,
     "basis_quality": basis_quality,
     "profile": profile,
+    "long_sequences": long_sequences,
 }
 
 

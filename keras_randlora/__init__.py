@@ -22,6 +22,8 @@ from keras_randlora.export import export_merged
 from keras_randlora.files import load_adapter, save_adapter
 from keras_randlora.layers import RandLoRADense, RandLoRAEinsumDense
 from keras_randlora.optimizer import load_optimizer, save_optimizer
+from keras_randlora.planner import Plan, plan
+from keras_randlora.rematerialize import rematerialize
 from keras_randlora.report import LayerReport, Report, summary
 from keras_randlora.weights import get_adapter, set_adapter
 
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BasisBank",
     "LayerReport",
+    "Plan",
     "RandLoRAConfig",
     "RandLoRADense",
     "RandLoRAEinsumDense",
@@ -46,8 +49,10 @@ __all__ = [
     "merge_randlora",
     "merged",
     "peft",
+    "plan",
     "rank_for_budget",
     "rank_like_lora",
+    "rematerialize",
     "save_adapter",
     "save_optimizer",
     "set_adapter",

@@ -9,9 +9,8 @@ import keras
 
 from keras_randlora.bank import BasisBank
 from keras_randlora.layers import RandLoRALayer
+from keras_randlora.sizes import bytes_of, in_words
 from keras_randlora.targets import sites
-
-_ITEM_SIZES = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ class Report:
             f"{len(self.layers)} adapted layers, {self.adapter:,} parameters of λ and "
             f"γ; {self.trainable:,} trainable in all, {self.share:.3%} of "
             f"{self.total:,}.",
-            f"Adapter file {_bytes(self.adapter_bytes)}, stored bases "
-            f"{_bytes(self.basis_bytes)}.",
+            f"Adapter file {in_words(self.adapter_bytes)}, stored bases "
+            f"{in_words(self.basis_bytes)}.",
         ]
         return "\n".join(lines)
 
@@ -123,7 +122,7 @@ def summary(model: keras.Model) -> Report:
         adapter=adapter,
         trainable=_count(model.trainable_weights),
         total=_count(model.weights) - adapter - bases,
-        basis_bytes=sum(_bytes_of(v) for bank in banks for v in bank.weights),
+        basis_bytes=sum(bytes_of(v) for bank in banks for v in bank.weights),
     )
 
 
@@ -146,21 +145,8 @@ def _count(variables: list[keras.Variable]) -> int:
     return sum(math.prod(variable.shape) for variable in variables)
 
 
-def _bytes_of(variable: keras.Variable) -> int:
-    return math.prod(variable.shape) * _ITEM_SIZES[variable.dtype]
-
-
 def _row(
     label: str, shape: object, rank: object, bases: object, count: str, compute: str
 ) -> str:
     numbers = f"{rank!s:>5} {bases!s:>6} {count:>13}"
     return f"{label:<40} {shape!s:<18} {numbers}  {compute}"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.3g} {unit}"

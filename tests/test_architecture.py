@@ -13,8 +13,8 @@ PACKAGE = Path(kr.__file__).parent
 
 # A module imports from the lines above its own only. A new one finds its place here.
 LEVELS = [
-    {"arrays", "atomic", "bases", "gradient", "hub_repairs", "peft_folder"}
-    | {"saved_model", "straight_through"},
+    {"abstract", "arrays", "atomic", "bases", "gradient", "hub_repairs"}
+    | {"peft_folder", "saved_model", "sizes", "straight_through"},
     {"config", "layouts", "quantized", "sparse"},
     {"operators"},
     {"update"},
@@ -22,9 +22,10 @@ LEVELS = [
     {"product"},
     {"layers"},
     {"targets"},
-    {"distribution", "peft_names", "report"},
+    {"activations", "distribution", "footprint", "peft_names", "rematerialize"}
+    | {"report"},
     {"adapt"},
-    {"budget", "optimizer", "weights"},
+    {"budget", "optimizer", "planner", "weights"},
     {"files"},
     {"combine", "export", "peft"},
     {"methods"},

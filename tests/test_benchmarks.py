@@ -75,6 +75,24 @@ def test_a_life_cycle():
     assert "save the adapter, s" in report.life_cycle(rows)
 
 
+def test_long_sequences(tmp_path, capsys):
+    from benchmarks import long_sequences
+
+    path = tmp_path / "long.json"
+    what = ["--model", "tiny", "--lengths", "4", "6", "--rank", "3"]
+    where = ["--backends", BACKEND, "--threads", "1", "--out", str(path)]
+    assert long_sequences.main([*what, *where]) == 0
+    rows = json.loads(path.read_text())["cases"][0]["rows"]
+    assert [(row["way"], row["length"]) for row in rows] == [
+        (way, length) for length in (4, 6) for way in long_sequences.WAYS
+    ]
+    whole, remat, _ = rows[:3]
+    assert remat["first_loss"] == pytest.approx(whole["first_loss"], rel=1e-5)
+    assert whole["peak_bytes"] >= whole["before_bytes"] > 0
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "| 6 " in capsys.readouterr().out
+
+
 class FakeRunner(race.Runner):
     """A runner without a process; a step takes a second a letter of its method."""
 

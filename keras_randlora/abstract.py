@@ -1,0 +1,101 @@
+"""Models whose weights have shapes and dtypes, but no values and no memory."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+_EXAMPLE = '{"class": "Llama3Backbone", "num_layers": 32, ...}'
+
+
+def abstract_backbone(source: Any, dtype: Any = None) -> keras.Model:
+    """Return a keras-hub backbone that holds no values.
+
+    Its layers, paths, shapes and dtypes are those of the real one. It cannot compute.
+
+    Args:
+        source: A folder with a `config.json` of keras-hub or Hugging Face, a preset
+            name or handle of which only that file is fetched, or a mapping: the
+            content of such a file, or `"class"` with a backbone of
+            `keras_hub.models` and the arguments of its constructor.
+        dtype: dtype or dtype policy of the backbone; default the configuration's.
+
+    Raises:
+        ValueError: There is no such configuration, or it cannot be read.
+        TypeError: `source` is none of these.
+    """
+    options = {} if dtype is None else {"dtype": dtype}
+    if isinstance(source, Mapping):
+        with without_values():
+            return _of_mapping(dict(source), options)
+    if isinstance(source, (str, os.PathLike)):
+        with without_values():
+            return _of_preset(os.fspath(source), options)
+    raise TypeError(
+        "A plan is made for a Keras model, a preset's folder or name, or a "
+        f"configuration such as {_EXAMPLE}. Received: {source!r} (of type "
+        f"{type(source).__name__})."
+    )
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Create variables that never get values.
+
+    Keras would fill them in at the end of the next stateless scope, the one of any
+    symbolic call: they are taken off its list.
+    """
+    from keras.src.backend.common import global_state
+
+    waiting = "uninitialized_variables"
+    before = list(global_state.get_global_attribute(waiting) or [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute(waiting, before)
+
+
+def _of_mapping(config: dict[str, Any], options: dict[str, Any]) -> keras.Model:
+    import keras_hub
+
+    if "model_type" in config or "registered_name" in config:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
+            return _of_preset(folder, options)
+    name = config.pop("class", None)
+    backbones = {
+        key: value
+        for key, value in vars(keras_hub.models).items()
+        if isinstance(value, type) and issubclass(value, keras_hub.models.Backbone)
+    }
+    if name not in backbones:
+        near = difflib.get_close_matches(str(name), backbones, n=3)
+        raise ValueError(
+            "A configuration names a backbone of `keras_hub.models` as its 'class', "
+            f"such as {_EXAMPLE}. Received: class={name!r}. Nearest: {near}."
+        )
+    return backbones[name](**config, **options)
+
+
+def _of_preset(preset: str, options: dict[str, Any]) -> keras.Model:
+    import keras_hub
+
+    try:
+        return keras_hub.models.Backbone.from_preset(
+            preset, load_weights=False, **options
+        )
+    # A model hub that is out of reach raises whatever its client does.
+    except Exception as error:
+        raise ValueError(
+            f"The configuration of preset '{preset}' could not be read: {error} Pass a "
+            f"folder with its config.json, or the configuration, such as {_EXAMPLE}."
+        ) from error
