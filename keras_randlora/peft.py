@@ -18,7 +18,7 @@ from keras_randlora.adapt import (
     Bases,
     adapted_state,
     enable_with_config,
-    is_adapted,
+    require_plain,
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer, own_weights
@@ -81,7 +81,7 @@ def load(
     >>> model = keras_hub.models.CausalLM.from_preset("hf://somebody/llama")
     >>> report = load(model, "adapter")
     """
-    _require_plain(model)
+    require_plain(model)
     folder = read_folder(Path(directory))
     names = ModuleNames(model, name_map)
     adapted = names.sites(folder.factors)
@@ -179,19 +179,6 @@ def save(
 
 
 # From a folder to the state of a model, named as `get_adapter` names it.
-
-
-def _require_plain(model: keras.Model) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "The model must be a `keras.Model`, such as a keras-hub backbone. "
-            f"Received: {model!r} (of type {type(model).__name__})."
-        )
-    if is_adapted(model):
-        raise ValueError(
-            f"Model '{model.name}' is adapted already. Call `disable_randlora(model)` "
-            "or `merge_randlora(model)` first."
-        )
 
 
 def _factor_state(folder: PeftFolder, adapted: Mapping[str, Site]) -> State:
