@@ -5,6 +5,7 @@ vectors, whose rounding to 8 bits is exact.
 """
 
 import functools
+import gc
 
 import keras
 import numpy as np
@@ -57,6 +58,14 @@ CASES = [
 ]
 every_case = pytest.mark.parametrize(("name", "mode"), CASES)
 every_mode = pytest.mark.parametrize("mode", MODES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection():
+    """Keras collects all garbage whenever it quantizes; leave out what is there."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def quantized_model(name, mode, dtype=None):
