@@ -4,8 +4,8 @@ Importing the package adds `enable_randlora`, `disable_randlora`, `merge_randlor
 `save_randlora`, `load_randlora` and `randlora_summary` to `keras.Model`.
 """
 
+from keras_randlora import analysis, peft
 from keras_randlora import methods as _methods
-from keras_randlora import peft
 from keras_randlora.adapt import (
     base_only,
     disable_randlora,
@@ -37,6 +37,7 @@ __all__ = [
     "RandLoRADense",
     "RandLoRAEinsumDense",
     "Report",
+    "analysis",
     "base_only",
     "disable_randlora",
     "enable_randlora",

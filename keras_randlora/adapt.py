@@ -32,6 +32,7 @@ from keras_randlora.quantized import (
 from keras_randlora.report import Report, summary
 from keras_randlora.straight_through import pass_gradients, restore_rounding
 from keras_randlora.targets import Selection, select, sites
+from keras_randlora.update import UpdateShape
 
 Bases = tuple[np.ndarray, np.ndarray]
 _STATE = "_randlora_state"
@@ -189,6 +190,12 @@ def enable_with_config(
     return summary(model)
 
 
+def update_shapes(selection: Selection, options: LayerOptions) -> list[UpdateShape]:
+    """Return the sizes of the updates that the selected plain layers would get."""
+    layers = [site.layer for site in selection.adapted]
+    return [ADAPTED_CLASSES[type(layer)].shape_for(layer, options) for layer in layers]
+
+
 def adapter_shapes(
     model: keras.Model, config: RandLoRAConfig, selection: Selection
 ) -> dict[str, tuple[int, ...]]:
@@ -200,9 +207,9 @@ def adapter_shapes(
         selection: The layers to adapt and train.
     """
     options = LayerOptions.from_config(config, config.train_bias != "none")
+    updates = update_shapes(selection, options)
     shapes: dict[str, tuple[int, ...]] = {}
-    for site in selection.adapted:
-        shape = ADAPTED_CLASSES[type(site.layer)].shape_for(site.layer, options)
+    for site, shape in zip(selection.adapted, updates, strict=True):
         shapes[f"{site.path}/lambda"] = (shape.rank, shape.num_bases)
         shapes[f"{site.path}/gamma"] = (shape.num_bases, shape.smaller)
     extra = _extra_variables(model, selection, config)
@@ -381,11 +388,8 @@ def require_plain(model: keras.Model) -> None:
 def _bank_for(
     selection: Selection, options: LayerOptions, bases: Bases | None
 ) -> BasisBank:
-    layers = [site.layer for site in selection.adapted]
-    shapes = [
-        ADAPTED_CLASSES[type(layer)].shape_for(layer, options) for layer in layers
-    ]
-    dtype = float_policy(layers[0])
+    shapes = update_shapes(selection, options)
+    dtype = float_policy(selection.adapted[0].layer)
     if bases is None:
         return options.bank_for(shapes, dtype=dtype)
     if options.basis != GIVEN:

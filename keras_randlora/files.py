@@ -32,7 +32,7 @@ from keras_randlora.atomic import write_atomically
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.quantized import kernel_shape
 from keras_randlora.report import Report, summary
-from keras_randlora.targets import Site, select_paths, sites
+from keras_randlora.targets import select_paths, sites
 from keras_randlora.weights import check_adapter, get_adapter, set_adapter
 
 FORMAT = "keras-randlora-adapter"
@@ -78,7 +78,7 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
     state = adapted_state(model)
     file = AdapterFile(
         config=state.config,
-        layers={site.path: _kernel_shape(site) for site in state.selection.adapted},
+        layers={s.path: kernel_shape(s.layer) for s in state.selection.adapted},
         also_trained=tuple(site.path for site in state.selection.also_trained),
         tensors=get_adapter(model),
         bases=given_bases(model),
@@ -222,7 +222,7 @@ def require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None:
                 f"'{path}' was made for another model: it adapts layer '{layer}', "
                 f"which model '{model.name}' does not have."
             )
-        found = _kernel_shape(present[layer])
+        found = kernel_shape(present[layer].layer)
         if found != shape:
             raise ValueError(
                 f"'{path}' was made for another model: the kernel of layer "
@@ -232,7 +232,7 @@ def require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None:
 
 def _require_same_adaptation(model: keras.Model, file: AdapterFile, path: Any) -> None:
     state = adapted_state(model)
-    mine = {s.path: _kernel_shape(s) for s in state.selection.adapted}
+    mine = {s.path: kernel_shape(s.layer) for s in state.selection.adapted}
     for layer in sorted(set(mine) ^ set(file.layers)):
         where = "model" if layer in mine else "file"
         raise ValueError(
@@ -277,10 +277,6 @@ def _checksum(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
         digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _kernel_shape(site: Site) -> tuple[int, ...]:
-    return tuple(int(size) for size in kernel_shape(site.layer))
 
 
 def _checked_suffix(path: str | os.PathLike[str]) -> Path:

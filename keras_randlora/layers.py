@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_randlora.arrays import cast
 from keras_randlora.bank import BasisBank, rebuilt_bank
 from keras_randlora.bases import DISTRIBUTIONS, BasisSpec, resolve_sparsity
 from keras_randlora.config import GIVEN, RandLoRAConfig
@@ -427,7 +428,7 @@ class RandLoRALayer(keras.layers.Layer):
 
     def call(self, inputs: Array, training: bool | None = None) -> Array:
         """Return `activation(inputs · (kernel + update) + bias)`."""
-        inputs = ops.cast(inputs, self._product_dtype(inputs))
+        inputs = cast(inputs, self._product_dtype(inputs))
         names = self.randlora.product.kernel.names
         held = [ops.convert_to_tensor(getattr(self, name)) for name in names]
         outputs = self.randlora.multiply(inputs, held, training=training)

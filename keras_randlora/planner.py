@@ -10,10 +10,10 @@ import keras
 
 from keras_randlora.abstract import abstract_backbone
 from keras_randlora.activations import TrainingStep, step_bytes
-from keras_randlora.adapt import adapter_shapes, require_plain
+from keras_randlora.adapt import adapter_shapes, require_plain, update_shapes
 from keras_randlora.config import RandLoRAConfig, positive_integer
 from keras_randlora.footprint import QUANTIZATIONS, basis_bytes, weight_bytes
-from keras_randlora.layers import ADAPTED_CLASSES, LayerOptions
+from keras_randlora.layers import LayerOptions
 from keras_randlora.sizes import item_size
 from keras_randlora.targets import select
 
@@ -154,10 +154,7 @@ def plan(
         model = abstract_backbone(model, dtype)
     selection = select(model, config)
     layer_options = LayerOptions.from_config(config, config.train_bias != "none")
-    layers = [site.layer for site in selection.adapted]
-    shapes = [
-        ADAPTED_CLASSES[type(layer)].shape_for(layer, layer_options) for layer in layers
-    ]
+    shapes = update_shapes(selection, layer_options)
     adapter = sum(shape.trainable for shape in shapes)
     trained = adapter_shapes(model, config, selection).values()
     trainable = sum(math.prod(shape) for shape in trained)
@@ -168,7 +165,9 @@ def plan(
         parameters=sum(math.prod(weight.shape) for weight in model.weights),
         trainable=trainable,
         weights=weight_bytes(model, quantization),
-        bases=basis_bytes(shapes, layer_options, layers[0].compute_dtype),
+        bases=basis_bytes(
+            shapes, layer_options, selection.adapted[0].layer.compute_dtype
+        ),
         adapter=4 * adapter,
         gradients=gradients,
         optimizer=_MOMENTS_OF_ADAMW * gradients,

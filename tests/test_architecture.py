@@ -14,8 +14,8 @@ PACKAGE = Path(kr.__file__).parent
 # A module imports from the lines above its own only. A new one finds its place here.
 LEVELS = [
     {"abstract", "arrays", "atomic", "bases", "gradient", "hub_repairs"}
-    | {"peft_folder", "saved_model", "sizes", "straight_through"},
-    {"config", "layouts", "quantized", "sparse"},
+    | {"loss_plane", "peft_folder", "saved_model", "sizes", "straight_through"},
+    {"config", "layouts", "plots", "quantized", "sparse"},
     {"operators"},
     {"update"},
     {"bank"},
@@ -23,8 +23,8 @@ LEVELS = [
     {"layers"},
     {"targets"},
     {"activations", "distribution", "footprint", "peft_names", "rematerialize"}
-    | {"report"},
-    {"adapt"},
+    | {"report", "similarity", "spectra"},
+    {"adapt", "analysis"},
     {"budget", "optimizer", "planner", "weights"},
     {"files"},
     {"combine", "export", "peft"},

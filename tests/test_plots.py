@@ -1,0 +1,53 @@
+"""Pictures: that they are drawn, and what is refused; how they look, people judge."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from keras_randlora import analysis
+
+PNG = b"\x89PNG"
+PLANE = analysis.LossPlane(
+    names=("LoRA", "RandLoRA", "full"),
+    corners=np.array([[0.0, 0.0], [2.0, 0.0], [1.0, 1.0]]),
+    x=np.linspace(-1, 3, 4),
+    y=np.linspace(-1, 2, 3),
+    losses=np.arange(12.0).reshape(3, 4),
+    corner_losses=np.array([1.0, 2.0, 3.0]),
+)
+
+
+def test_pictures_are_drawn(tmp_path):
+    spectra = {"LoRA": [2.0, 1.0, 0.0], "RandLoRA": [2.0, 1.5, 1.0]}
+    analysis.plot_spectra(spectra, tmp_path / "spectra.png", title="Spectra")
+    series = {"LoRA": {"a": 0.9, "b": 0.8}, "RandLoRA": {"a": 1.0, "b": 0.9}}
+    analysis.plot_cka(series, tmp_path / "cka.png")
+    analysis.plot_loss_plane(PLANE, tmp_path / "plane.png")
+    for file in tmp_path.iterdir():
+        assert file.read_bytes().startswith(PNG)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_plane_is_a_page_that_needs_no_network(tmp_path):
+    pytest.importorskip("plotly")
+    analysis.plot_loss_plane(PLANE, tmp_path / "plane.html", title="Through three")
+    page = (tmp_path / "plane.html").read_text("utf-8")
+    assert "Through three" in page and "RandLoRA" in page
+    assert '<script src="http' not in page
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"one of .png, .svg, .pdf. Received: 'x.jpg'"):
+        analysis.plot_spectra({"a": [1.0]}, "x.jpg")
+    with pytest.raises(ValueError, match="no spectrum"):
+        analysis.plot_spectra({}, tmp_path / "x.png")
+    with pytest.raises(ValueError, match="the same layers"):
+        analysis.plot_cka({"a": {"x": 1.0}, "b": {"y": 1.0}}, tmp_path / "x.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    with pytest.raises(ImportError, match=r"needs plotly: pip install .*\[plots\]"):
+        analysis.plot_loss_plane(PLANE, tmp_path / "plane.html")
