@@ -55,7 +55,7 @@ integration: $(ENV) ## Test real models, files and frameworks under every backen
 	$(call run-each,$(INTEGRATION))
 
 $(TESTS): test-%: $(ENV)
-	KERAS_BACKEND=$* $(BIN)/python -m pytest tests $(PYTEST_ARGS)
+	KERAS_BACKEND=$* $(BIN)/python -m pytest tests -n auto --dist worksteal $(PYTEST_ARGS)
 
 $(INTEGRATION): integration-%: $(ENV)
 	KERAS_BACKEND=$* $(BIN)/python -m pytest integration_tests --timeout=1800 $(PYTEST_ARGS)

@@ -23,9 +23,7 @@ BACKEND = keras.backend.backend()
 WORKER = Path(__file__).with_name("distribution_worker.py")
 EXAMPLE_WORKER = WORKER.with_name("example_worker.py")
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
-COMPILE_FAST = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+COMPILE_FAST = os.environ["XLA_FLAGS"]  # of conftest.py
 RTOL = 1e-5
 ON_CPU = {
     "PYTHONPATH": str(WORKER.parents[1]),
