@@ -13,7 +13,9 @@ from keras_randlora.targets import select
 from keras_randlora.update import UpdateShape
 
 
-def rank_for_budget(model: keras.Model, parameters: int, targets: Any = None) -> int:
+def rank_for_budget(
+    model: keras.Model, parameters: int, targets: Any = None, *, exclude: Any = None
+) -> int:
     """Return the rank whose number of trainable parameters is nearest.
 
     Full-rank updates: the number falls as the rank grows, from about `s²` at rank
@@ -25,6 +27,7 @@ def rank_for_budget(model: keras.Model, parameters: int, targets: Any = None) ->
         model: A built, plain model.
         parameters: Wanted number of λ and γ parameters in all.
         targets: As in `enable_randlora`.
+        exclude: Likewise.
 
     Raises:
         ValueError: `parameters` is not positive, or `targets` matches nothing.
@@ -36,7 +39,7 @@ def rank_for_budget(model: keras.Model, parameters: int, targets: Any = None) ->
     4
     """
     parameters = positive_integer("parameters", parameters)
-    layouts = _layouts(model, targets)
+    layouts = _layouts(model, targets, exclude)
     largest = max(min(layout.inputs, layout.outputs) for layout in layouts)
     return min(
         range(largest, 0, -1),
@@ -44,7 +47,9 @@ def rank_for_budget(model: keras.Model, parameters: int, targets: Any = None) ->
     )
 
 
-def rank_like_lora(model: keras.Model, lora_rank: int, targets: Any = None) -> int:
+def rank_like_lora(
+    model: keras.Model, lora_rank: int, targets: Any = None, *, exclude: Any = None
+) -> int:
     """Return the rank that trains about as many parameters as LoRA at `lora_rank`.
 
     The paper compares the two at equal counts; LoRA has `lora_rank * (in + out)`
@@ -54,15 +59,17 @@ def rank_like_lora(model: keras.Model, lora_rank: int, targets: Any = None) -> i
         model: A built, plain model.
         lora_rank: Rank of the LoRA to compare with.
         targets: As in `enable_randlora`.
+        exclude: Likewise.
     """
     lora_rank = positive_integer("lora_rank", lora_rank)
-    layouts = _layouts(model, targets)
+    layouts = _layouts(model, targets, exclude)
     lora = sum(lora_rank * (layout.inputs + layout.outputs) for layout in layouts)
-    return rank_for_budget(model, lora, targets)
+    return rank_for_budget(model, lora, targets, exclude=exclude)
 
 
-def _layouts(model: keras.Model, targets: Any) -> list[KernelLayout]:
-    chosen = select(model, RandLoRAConfig(targets=targets)).adapted
+def _layouts(model: keras.Model, targets: Any, exclude: Any) -> list[KernelLayout]:
+    config = RandLoRAConfig(targets=targets, exclude=exclude)
+    chosen = select(model, config).adapted
     return [ADAPTED_CLASSES[type(site.layer)].layout_of(site.layer) for site in chosen]
 
 

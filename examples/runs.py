@@ -1,0 +1,102 @@
+"""Records of training runs: a line of JSON each, and tables with mean ± deviation.
+
+A file of records only ever grows: runs that it has are not run again, several processes
+may write to it, and what a run that was cut short had finished is there.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, memory
+from benchmarks.report import markdown, number
+
+Record = dict[str, Any]
+
+
+def measured(run: Callable[[], Mapping[str, Any]], **what: Any) -> Record:
+    """Call a run; return what it is, what it returns, seconds, memory and machine.
+
+    Args:
+        run: Returns what it measured, as JSON can hold it.
+        **what: Identifies the run: `method`, `seed`, `learning_rate`, ….
+
+    Returns:
+        `{**what, **measured, "seconds", "peak_bytes", "machine"}`; the bytes are those
+        that the process holds at most during the run.
+    """
+    host = memory.HostMemory()
+    host.settle()
+    started = time.perf_counter()
+    found = dict(run())
+    seconds = time.perf_counter() - started
+    peak = host.peak()
+    return {
+        **what,
+        **found,
+        "seconds": round(seconds, 2),
+        "peak_bytes": peak,
+        "machine": machine.describe(),
+    }
+
+
+def append(record: Mapping[str, Any], path: Path) -> None:
+    """Add a record to a file in one write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read(path: Path) -> list[Record]:
+    """Return the records of a file, none where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def matching(records: Iterable[Record], **what: Any) -> list[Record]:
+    """Return the records that have all of these values."""
+    return [r for r in records if all(r.get(k) == v for k, v in what.items())]
+
+
+def run_once(path: Path, run: Callable[[], Mapping[str, Any]], **what: Any) -> Record:
+    """Return the record of a run, from the file if it is there already."""
+    if found := matching(read(path), **what):
+        return found[-1]
+    record = measured(run, **what)
+    append(record, path)
+    return record
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Return `mean ± sample standard deviation`, the mean alone of equal values."""
+    if not values:
+        return "–"
+    mean = number(statistics.fmean(values), digits)
+    if len(set(values)) == 1:
+        return mean
+    return f"{mean} ± {number(statistics.stdev(values), digits)}"
+
+
+def table(
+    records: Sequence[Record], by: str, columns: Mapping[str, tuple[str, int, float]]
+) -> str:
+    """Return a Markdown table, a line for each value of one field.
+
+    Args:
+        records: The runs; those of one line differ in their seeds only.
+        by: The field that tells the lines apart, in the order of the records.
+        columns: `{head: (field, decimals, unit)}`; values are divided by the unit.
+    """
+    lines = []
+    for value in dict.fromkeys(record[by] for record in records):
+        group = matching(records, **{by: value})
+        cells = [
+            spread([r[field] / unit for r in group if r.get(field) is not None], digits)
+            for field, digits, unit in columns.values()
+        ]
+        lines.append([f"`{value}`", str(len(group)), *cells])
+    return markdown([by, "runs", *columns], lines)

@@ -1,0 +1,56 @@
+"""Records of runs: what is kept, what is not run again, the tables made of them."""
+
+import json
+
+import pytest
+
+from examples import runs
+
+
+def test_a_record_says_what_was_run_and_where():
+    record = runs.measured(lambda: {"accuracy": 0.5}, method="full", seed=3)
+    assert (record["method"], record["seed"], record["accuracy"]) == ("full", 3, 0.5)
+    assert 0 <= record["seconds"] < 60 and record["peak_bytes"] > 1e6
+    assert record["machine"]["versions"]["keras"]
+
+
+def test_a_run_that_is_there_is_not_run_again(tmp_path):
+    path, calls = tmp_path / "new" / "runs.jsonl", []
+
+    def run():
+        calls.append(1)
+        return {"accuracy": len(calls) / 10}
+
+    for seed in (0, 1, 0):
+        record = runs.run_once(path, run, method="lora-4", seed=seed)
+    assert len(calls) == 2 and record["accuracy"] == 0.1
+    assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [
+        0,
+        1,
+    ]
+    assert runs.matching(runs.read(path), seed=1)[0]["accuracy"] == 0.2
+    assert runs.read(tmp_path / "none.jsonl") == []
+
+
+def test_a_table_has_mean_and_deviation():
+    records = [
+        {"method": method, "seed": seed, "accuracy": accuracy, "trained": 2_000_000}
+        for method, seed, accuracy in [
+            ("full", 0, 0.9),
+            ("full", 1, 0.8),
+            ("head", 0, 0.5),
+        ]
+    ]
+    columns = {"accuracy, %": ("accuracy", 1, 0.01), "trained, M": ("trained", 2, 1e6)}
+    lines = runs.table(records, "method", columns).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["method", "runs", "accuracy, %", "trained, M"]
+    assert cells[2] == ["`full`", "2", "85.0 ± 7.1", "2.00"]
+    assert cells[3] == ["`head`", "1", "50.0", "2.00"]
+
+
+@pytest.mark.parametrize(
+    "values, text", [([], "–"), ([1.0, 1.0], "1.000"), ([1, 2], "1.500 ± 0.707")]
+)
+def test_spread(values, text):
+    assert runs.spread(values) == text
