@@ -67,16 +67,24 @@ demo-gemma: $(ENV) ## The same with Gemma 3 270M
 	$(BIN)/python examples/demo.py --preset gemma3-270m --backend $(BACKEND) \
 	  --output runs/demo-gemma-$(BACKEND)
 
-bench: $(ENV) ## Measure step times, memory, layers and life cycle (about an hour)
+RAW := benchmarks/results/raw
+OURS := keras-lora randlora-uniform randlora-kronecker
+
+bench: $(ENV) ## Measure step times, memory, layers, life cycle, four bits (two hours)
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.step_time --targets query,value --tokens 2x256 \
-	  --methods keras-lora randlora-uniform randlora-kronecker peft-lora peft-randlora \
-	  --out benchmarks/results/raw/step_time_query_value.json
+	  --methods $(OURS) peft-lora peft-randlora --out $(RAW)/step_query_value.json
 	$(BIN)/python -m benchmarks.step_time --all-ways --tokens 1x128 --backends torch \
-	  --out benchmarks/results/raw/step_time_few_tokens.json
+	  --out $(RAW)/step_few_tokens.json
+	$(BIN)/python -m benchmarks.step_time --tokens 16x256 --backends torch \
+	  --methods $(OURS) --out $(RAW)/step_many_tokens.json
+	$(BIN)/python -m benchmarks.profile_step --out $(RAW)/profile.json
+	$(BIN)/python -m benchmarks.profile_step --backend tensorflow \
+	  --out $(RAW)/profile_tensorflow.json
 	$(BIN)/python -m benchmarks.single_layer
 	$(BIN)/python -m benchmarks.life_cycle
 	$(BIN)/python -m benchmarks.long_sequences
+	$(BIN)/python -m benchmarks.quantized_training
 
 bench-gpu: $(ENV) ## Measure step times and memory on a GPU, with torch and JAX
 	$(BIN)/python -m benchmarks.gpu_step

@@ -5,9 +5,8 @@ python -m benchmarks.life_cycle --backends jax --rank 32
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks import results
+from benchmarks import command_line, results
 from benchmarks.cases import ALL_LINEAR, BACKENDS, layer_names
 from benchmarks.models import MODELS
 from benchmarks.processes import rows_of
@@ -24,7 +23,7 @@ STORAGES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for; return 1 where something failed."""
     options = parse(arguments)
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    settings = command_line.settings(options)
     result = results.new("life_cycle", settings)
     runs = [(backend, "cycle_worker") for backend in options.backends]
     runs += [] if options.no_peft else [("PEFT", "cycle_peft")]
@@ -43,20 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__, "life_cycle.json")
     add = parser.add_argument
     add("--model", choices=MODELS, default="smollm2")
     add("--targets", type=layer_names, default=(ALL_LINEAR,))
     add("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     add("--no-peft", action="store_true", help="without PEFT's side")
     add("--storages", nargs="+", default=STORAGES, help="bases to count the bytes of")
-    add("--rank", type=int, default=32, help="of the bases of RandLoRA")
     add("--lora-rank", type=int, default=16, help="of PEFT's LoRA")
-    add("--threads", type=int, default=2)
     add("--repeats", type=int, default=3, help="of which the median counts")
-    add("--out", type=Path, default=results.RAW / "life_cycle.json")
     return parser.parse_args(arguments)
 
 

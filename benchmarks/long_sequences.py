@@ -5,9 +5,8 @@ python -m benchmarks.long_sequences --lengths 512 1024 --backends jax
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks import results
+from benchmarks import command_line, results
 from benchmarks.cases import ALL_LINEAR, BACKENDS, layer_names
 from benchmarks.models import MODELS
 from benchmarks.processes import rows_of
@@ -22,7 +21,7 @@ WAYS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for; return 1 where something failed."""
     options = parse(arguments)
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    settings = command_line.settings(options)
     result = results.new("long_sequences", settings)
     for backend in options.backends:
         heading = (
@@ -45,9 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__, "long_sequences.json")
     add = parser.add_argument
     add("--model", choices=MODELS, default="smollm2")
     add("--targets", type=layer_names, default=(ALL_LINEAR,))
@@ -55,10 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=2, help="sequences, over all passes")
     add("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     add("--backends", nargs="+", choices=BACKENDS, default=["torch"])
-    add("--rank", type=int, default=32, help="of the bases of RandLoRA")
-    add("--threads", type=int, default=2)
     add("--steps", type=int, default=1, help="after one that warms up")
-    add("--out", type=Path, default=results.RAW / "long_sequences.json")
     return parser.parse_args(arguments)
 
 

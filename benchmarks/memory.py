@@ -17,11 +17,16 @@ _RESET_PEAK = Path("/proc/self/clear_refs")
 class HostMemory:
     """Resident size of this process."""
 
-    def settle(self) -> int:
-        """Give freed memory back, start the peak anew, return the bytes held."""
+    def release(self) -> None:
+        """Give freed memory back, for other processes to use."""
         gc.collect()
         if sys.platform == "linux":
             ctypes.CDLL(None).malloc_trim(0)
+
+    def settle(self) -> int:
+        """Give freed memory back, start the peak anew, return the bytes held."""
+        self.release()
+        if sys.platform == "linux":
             try:
                 _RESET_PEAK.write_text("5")
             except OSError:  # not allowed: the peak is then that of the whole process
@@ -50,6 +55,9 @@ class GPUMemory:
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
+
+    def release(self) -> None:
+        """Do nothing: what is freed stays with the framework, for its next step."""
 
     def settle(self) -> int:
         """Start the peak anew where that is possible, return the bytes held."""

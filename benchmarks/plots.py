@@ -114,6 +114,24 @@ def long_sequences(result: Result, path: Path, title: str) -> None:
     _save(figure, path, title)
 
 
+def quantized_training(result: Result, path: Path, title: str) -> None:
+    """Draw the perplexity before and after, a pair of bars for each precision."""
+    figure, axes = _panels(len(result["cases"]), 3)
+    for axis, case in zip(axes, result["cases"], strict=True):
+        rows = [row for row in case["rows"] if "error" not in row]
+        for shift, when in ((-0.2, "before"), (0.2, "after")):
+            places = [place + shift for place in range(len(rows))]
+            values = [row[when] for row in rows]
+            bars = axis.barh(places, values, height=0.38, label=when)
+            axis.bar_label(bars, fmt="%.1f", padding=3)
+        axis.set_yticks(range(len(rows)), [row["method"] for row in rows])
+        axis.margins(x=0.15)
+        axis.invert_yaxis()
+        axis.set_title(case["heading"], fontsize=9)
+        axis.legend(fontsize=7)
+    _save(figure, path, title)
+
+
 PLOTS: dict[str, Callable[[Result, Path, str], None]] = {
     "step_time": step_time,
     "single_layer": single_layer,
@@ -121,6 +139,7 @@ PLOTS: dict[str, Callable[[Result, Path, str], None]] = {
     "basis_quality": basis_quality,
     "profile": profile,
     "long_sequences": long_sequences,
+    "quantized_training": quantized_training,
 }
 
 

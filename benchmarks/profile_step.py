@@ -1,21 +1,28 @@
-"""Where a training step spends its time on torch, operation by operation.
+"""Where a training step spends its time, operation by operation.
 
-    python -m benchmarks.profile_step --methods keras-lora randlora-kronecker
+    python -m benchmarks.profile_step --backend torch --methods keras-lora
 
-Each method in turn in one process: milliseconds of the main thread within an operation
-itself, without those that it calls. Operations that matter to no method are one line.
+Each method in turn in one process, the time within operations as in `traces.py`.
+Operations that matter to no method are one line.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks import results
-from benchmarks.cases import ALL_LINEAR, Case, batch_shape, layer_names, method_name
+from benchmarks import command_line, results
+from benchmarks.cases import (
+    ALL_LINEAR,
+    BACKENDS,
+    Case,
+    batch_shape,
+    layer_names,
+    method_name,
+)
 from benchmarks.models import MODELS
+from benchmarks.processes import environment, limit_threads
 from benchmarks.step_time import describe
 
 METHODS = ("keras-lora", "randlora-uniform", "randlora-kronecker")
@@ -26,12 +33,13 @@ REST = "all others"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Profile what the command line asks for."""
     options = parse(arguments)
-    os.environ["KERAS_BACKEND"] = "torch"
+    os.environ |= environment(options.backend, options.threads, "cpu")
+    limit_threads(options.threads)
     batch, length = options.tokens
     profiles = {}
     for method in options.methods:
         case = Case(
-            "torch",
+            options.backend,
             method,
             options.model,
             options.targets,
@@ -42,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         profiles[method] = profile(case, options.steps)
         print(method, f"{sum(profiles[method].values()):.0f} ms a step", flush=True)
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    settings = command_line.settings(options)
     result = results.new("profile", settings)
     rows = compared(profiles)
     result["cases"].append({"heading": f"{describe(case)}, ms a step", "rows": rows})
@@ -52,23 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def profile(case: Case, steps: int) -> dict[str, float]:
     """Return the milliseconds of a step within each operation."""
-    import torch
-    from torch.profiler import ProfilerActivity
-
+    from benchmarks import traces
     from benchmarks.session import open_session
 
-    torch.set_num_threads(case.threads)
     session = open_session(case)
     for _ in range(2):
         session.step()
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
+
+    def run() -> None:
         for _ in range(steps):
             session.step()
-    spent = {
-        event.key: event.self_cpu_time_total / 1e3 / steps
-        for event in profiler.key_averages()
-    }
-    return {name: spent[name] for name in sorted(spent, key=spent.get, reverse=True)}
+
+    spent = traces.milliseconds(run, case.backend)
+    return {name: value / steps for name, value in spent.items()}
 
 
 def compared(profiles: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
@@ -103,18 +107,14 @@ def compared(profiles: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__, "profile.json")
     add = parser.add_argument
+    add("--backend", choices=BACKENDS, default="torch")
     add("--model", choices=MODELS, default="smollm2")
     add("--targets", type=layer_names, default=(ALL_LINEAR,))
     add("--tokens", type=batch_shape, default=(8, 256))
     add("--methods", nargs="+", type=method_name, default=METHODS)
-    add("--rank", type=int, default=32, help="of the bases of RandLoRA")
-    add("--threads", type=int, default=2)
     add("--steps", type=int, default=2, help="profiled, after two of warm-up")
-    add("--out", type=Path, default=results.RAW / "profile.json")
     return parser.parse_args(arguments)
 
 

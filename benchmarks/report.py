@@ -167,6 +167,22 @@ def long_sequences(rows: list[Row]) -> str:
     return markdown(head, lines)
 
 
+def quantized_training(rows: list[Row]) -> str:
+    """Return the perplexities from each precision, a line for each."""
+    floats = next((row for row in rows if row["method"] == "float32"), None)
+    head = ["kernels", "weights, MB", "perplexity before", "after", "÷ float32's"]
+    head += ["merged, float", "merged, as they were", "fit, s", "merge, s"]
+    lines = []
+    for row in rows:
+        perplexities = [number(row[when]) for when in ("before", "after")]
+        ratio = number(row["after"] / floats["after"], 3) if floats else "–"
+        merged = [number(row["merged"]), number(row["merged_alike"])]
+        seconds = [number(row["fit_s"], 0), number(row["merge_s"], 1)]
+        size = number(row["weights_bytes"] / 1e6, 0)
+        lines.append([row["method"], size, *perplexities, ratio, *merged, *seconds])
+    return markdown(head, lines)
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "step_time": step_time,
     "single_layer": single_layer,
@@ -174,6 +190,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "basis_quality": basis_quality,
     "profile": profile,
     "long_sequences": long_sequences,
+    "quantized_training": quantized_training,
 }
 
 

@@ -54,7 +54,7 @@ def require_device(case: Case) -> None:
 class KerasSession:
     """A keras-hub model, trained by `compile` and `train_on_batch` as Keras does it.
 
-    JAX and TensorFlow compile the step with XLA, PyTorch runs eagerly: Keras's choice.
+    Keras compiles the step with XLA on JAX, and on TensorFlow if there is a GPU.
     """
 
     def __init__(self, case: Case) -> None:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import results
+from benchmarks import command_line, results
 from benchmarks.cases import BACKENDS
 from benchmarks.processes import rows_of
 
@@ -21,7 +21,7 @@ BASES = ("uniform", "kronecker", "ternary")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for; return 1 where a method failed."""
     options = parse(arguments)
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    settings = command_line.settings(options)
     result = results.new("single_layer", settings)
     for backend in options.backends:
         heading = (

@@ -6,10 +6,9 @@ python -m benchmarks.step_time --tokens 8x256 --methods keras-lora randlora-unif
 import argparse
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks import results
+from benchmarks import command_line, results
 from benchmarks.cases import (
     ALL_LINEAR,
     BACKENDS,
@@ -36,7 +35,7 @@ def main(
 ) -> int:
     """Measure what the command line asks for; return 1 where a method failed."""
     options = parse(arguments, defaults)
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    settings = command_line.settings(options)
     result = results.new("step_time", settings)
     runs = itertools.product(
         options.models, options.targets, options.tokens, options.backends
@@ -80,9 +79,7 @@ def parse(
     arguments: Sequence[str] | None, defaults: dict[str, Any]
 ) -> argparse.Namespace:
     """Return the options; `defaults` replaces some of those written here."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__, "step_time.json")
     add = parser.add_argument
     add("--models", nargs="+", choices=MODELS, default=["smollm2"])
     add("--targets", nargs="+", type=layer_names, default=[(ALL_LINEAR,)])
@@ -90,12 +87,9 @@ def parse(
     add("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     add("--methods", nargs="+", type=method_name, default=[*KERAS, *PEFT])
     add("--all-ways", action="store_true", help="materialized and factored, each basis")
-    add("--rank", type=int, default=32, help="of the bases of RandLoRA")
     add("--lora-rank", type=int, default=16)
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--threads", type=int, default=2, help="for each step, the same for all")
     add("--steps", type=int, default=3, help="rounds, after two steps of warm-up")
-    add("--out", type=Path, default=results.RAW / "step_time.json")
     parser.set_defaults(**defaults)
     options = parser.parse_args(arguments)
     if options.all_ways:

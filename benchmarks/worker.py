@@ -50,8 +50,9 @@ class Worker:
         return answer
 
     def step(self) -> dict[str, Any]:
-        """Take one step."""
+        """Take one step, and leave the memory to the others until the next."""
         loss, seconds = self._timed_step()
+        self._memory.release()
         return {"seconds": seconds, "loss": loss}
 
     def memory(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Tests of `benchmarks/` on tiny models: each command's work, and the arithmetic."""
 
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -257,3 +259,41 @@ def test_the_sizes_are_those_of_the_built_model(family):
     }
     found = {name: (a.inputs, a.outputs) for name, a in layouts.items()}
     assert found == sizes.kernels()
+
+
+@pytest.mark.parametrize(
+    "event, name",
+    [
+        ("model/block_0/query/Tensordot/MatMul:_MklMatMul", "_MklMatMul"),
+        ("dot_general.72", "dot_general"),
+        ("multiply_add_fusion.2.1", "multiply_add_fusion"),
+        ("end: dot.26", None),
+        ("ExecutorState::Process", None),
+        ("PjitFunction(train_step)", None),
+    ],
+)
+def test_operations_of_traces(event, name):
+    from benchmarks import traces
+
+    assert traces.operation(event) == name
+
+
+def test_profile_of_a_step(tmp_path, capsys):
+
+    path = tmp_path / "profile.json"
+    what = ["--model", "tiny", "--tokens", "1x6", "--rank", "3", "--steps", "1"]
+    what += ["--methods", "keras-lora", "randlora-uniform", "--threads", "1"]
+    program = [sys.executable, "-m", "benchmarks.profile_step", "--backend", BACKEND]
+    done = subprocess.run(
+        [*program, *what, "--out", str(path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {
+        row["operation"]: row["ms"]
+        for row in json.loads(path.read_text())["cases"][0]["rows"]
+    }
+    products = [name for name in rows if re.search("mm|dot|MatMul", name)]
+    assert products and all(rows[p]["randlora-uniform"] >= 0 for p in products)
+    total = rows.pop("all")
+    for method, ms in total.items():
+        assert sum(row[method] for row in rows.values()) == pytest.approx(ms)
