@@ -14,23 +14,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from command_line import (
+    BACKENDS,
+    OneLineParser,
+    exit_status,
+    positive,
+    user_choices,
+)
 from pretrained import MODELS, resolve, restore_word_split
 from text_data import Windows, load_documents, pack, split
 
-BACKENDS = ("jax", "torch", "tensorflow")
 HELD_OUT_FRACTION = 0.2
 HELD_OUT_WINDOWS = 32
 NEW_TOKENS = 40
 LOGIT_TOLERANCE = 1e-3
-
-
-class UserError(Exception):
-    """What the user asked for cannot be done; the message says why."""
 
 
 class Observation(NamedTuple):
@@ -57,11 +59,7 @@ def main() -> int:
     """Run the demo; return 0, 1 where a check fails, 2 where the options are wrong."""
     arguments = parse_arguments()
     os.environ["KERAS_BACKEND"] = arguments.backend  # read when Keras is imported
-    try:
-        return run(arguments)
-    except UserError as error:
-        print(f"demo.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return exit_status("demo.py", lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -129,14 +127,6 @@ def run(arguments: argparse.Namespace) -> int:
 # Arguments.
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """A parser that answers a mistake with one line."""
-
-    def error(self, message: str) -> None:
-        """Print the message and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's options."""
     parser = OneLineParser(
@@ -172,28 +162,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--sequence-length", type=positive(int), default=128, help="window's tokens")
     add("--output", type=Path, default=Path("demo-output"), help="folder to write to")
     return parser.parse_args()
-
-
-def positive(number: Callable[[str], float]) -> Callable[[str], float]:
-    """Return a parser of positive numbers of a type."""
-
-    def parse(text: str) -> float:
-        value = number(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"must be positive. Received: {text}")
-        return value
-
-    parse.__name__ = number.__name__
-    return parse
-
-
-@contextlib.contextmanager
-def user_choices() -> Iterator[None]:
-    """Report an error that an option's value caused as the user's."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise UserError(str(error)) from error
 
 
 def new_folder(path: Path) -> Path:

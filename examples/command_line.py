@@ -1,0 +1,66 @@
+"""Command lines of the examples: a mistake is answered with one line."""
+
+import argparse
+import contextlib
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
+
+BACKENDS = ("jax", "torch", "tensorflow")
+Number = TypeVar("Number", int, float)
+
+
+class UserError(Exception):
+    """What the user asked for cannot be done; the message says why."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that answers a mistake with one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def exit_status(program: str, action: Callable[[], int | None]) -> int:
+    """Run; return what it returns, 0 for `None`, and 2 after a `UserError`."""
+    try:
+        return action() or 0
+    except UserError as error:
+        message = " ".join(str(error).split())
+        print(f"{program}: error: {message}", file=sys.stderr)
+        return 2
+
+
+@contextlib.contextmanager
+def user_choices() -> Iterator[None]:
+    """Report an error that an option's value caused as the user's."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise UserError(str(error)) from error
+
+
+def positive(number: type[Number]) -> Callable[[str], Number]:
+    """Return a parser of positive numbers of a type."""
+
+    def parse(text: str) -> Number:
+        value = number(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be positive. Received: {text}")
+        return value
+
+    parse.__name__ = number.__name__
+    return parse
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Return part and parts of `I/N`, for `items[part - 1 :: parts]`."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 0 < int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(
+            f"must be I/N with I from 1 to N. Received: {text}"
+        )
+    return int(match[1]), int(match[2])
