@@ -1,0 +1,163 @@
+"""MiniLM on SST-2: RandLoRA, full fine-tuning, LoRA and their kin, run by run.
+
+First `learning-rates`, then `methods`, `table3`, `table4` and `few-shot`, which take
+the rates that it found. Each run is a line of the file `--out`; what is there is not
+run again. `tables` prints what the file holds; `figures` trains three models and draws
+them. The defaults suit a CPU: one core takes a minute or two for most runs.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from examples import runs
+from examples.command_line import (
+    BACKENDS,
+    OneLineParser,
+    exit_status,
+    positive,
+    shard,
+)
+from examples.sst2.experiments import (
+    EXPERIMENTS,
+    RATES,
+    Options,
+    chosen_rate,
+    planned,
+)
+
+OUT = Path(__file__).parent / "runs.jsonl"
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = OneLineParser(
+        prog="python -m examples.sst2",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("experiment", choices=[*EXPERIMENTS, "tables", "figures"])
+    add("--data", type=Path, help="folder that holds sst2/train.tsv and sst2/dev.tsv")
+    add("--backend", choices=BACKENDS, default="jax", help="what Keras runs on")
+    add("--out", type=Path, default=OUT, help="file of the records")
+    add("--seeds", type=positive(int), default=3, help="of head, bases and data order")
+    add(
+        "--steps",
+        type=positive(int),
+        default=100,
+        help="optimizer steps of a run; in few-shot one round of 50 %% and 100 %%",
+    )
+    add("--batch-size", type=positive(int), default=16, help="sentences of a step")
+    add(
+        "--sequence-length",
+        type=positive(int),
+        default=48,
+        help="tokens of a sentence; all but 2 %% of the sentences fit in",
+    )
+    add("--methods", nargs="+", help="these only, instead of the experiment's own")
+    add("--rates", nargs="+", type=float, default=RATES, help="of learning-rates")
+    add("--learning-rate", type=float, help="instead of the chosen ones")
+    add("--shard", type=shard, default="1/1", metavar="I/N", help="part I of N")
+    figures = parser.add_argument_group("figures")
+    add = figures.add_argument
+    add("--folder", type=Path, default=Path("docs/figures"), help="of the pictures")
+    add("--html", type=Path, help="also the loss plane as a page, about 5 MB")
+    add("--lora", default="lora-16", help="the LoRA of the figures")
+    add("--randlora", default="randlora-as-lora-16", help="the RandLoRA")
+    add("--sentences", type=positive(int), default=128, help="of CKA and of the losses")
+    add("--resolution", type=positive(int), default=11, help="points of the loss plane")
+    options = parser.parse_args(arguments)
+    if options.experiment != "tables" and options.data is None:
+        parser.error(f"`--data` is needed for {options.experiment}.")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run an experiment, or show what was found; return the exit status."""
+    given = parse_arguments(arguments)
+    os.environ["KERAS_BACKEND"] = given.backend  # read when Keras is imported
+    actions = {"tables": show_tables, "figures": draw_figures}
+    action = actions.get(given.experiment, run_all)
+    return exit_status("python -m examples.sst2", lambda: action(given))
+
+
+def options_of(given: argparse.Namespace) -> Options:
+    """Return what all runs have in common."""
+    return Options(
+        seeds=given.seeds,
+        steps=given.steps,
+        batch_size=given.batch_size,
+        sequence_length=given.sequence_length,
+        backend=given.backend,
+        rates=tuple(given.rates),
+        learning_rate=given.learning_rate,
+        methods=tuple(given.methods) if given.methods else None,
+    )
+
+
+def run_all(given: argparse.Namespace) -> None:
+    """Run what is not in the file yet."""
+    plans = planned(given.experiment, options_of(given), runs.read(given.out))
+    part, parts = given.shard
+    plans = plans[part - 1 :: parts]
+    from examples.sst2 import train
+
+    for number, plan in enumerate(plans, 1):
+        what = vars(plan)
+        record = runs.run_once(
+            given.out, lambda p=plan: train.run(p, given.data), **what
+        )
+        judged = {k: v for k, v in record.items() if k.endswith(("accuracy", "loss"))}
+        found = ", ".join(f"{name} {value:.3f}" for name, value in judged.items())
+        print(
+            f"{number}/{len(plans)} {plan.method}, budget {plan.budget}, seed "
+            f"{plan.seed}, rate {plan.learning_rate:g}: {found}; "
+            f"{record['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+def show_tables(given: argparse.Namespace) -> None:
+    """Print the tables of all records."""
+    from examples.sst2.tables import tables
+
+    print(tables(runs.read(given.out)))
+
+
+def draw_figures(given: argparse.Namespace) -> None:
+    """Train three methods from one start, draw them, print the numbers."""
+    options, records = options_of(given), runs.read(given.out)
+    rates = {
+        method: options.learning_rate or chosen_rate(method, options, records)
+        for method in ("full", given.lora, given.randlora)
+    }
+    import numpy as np
+
+    from examples.sst2 import data, figures
+
+    corpus = data.load(given.data, given.sequence_length)
+    trained = figures.train_all(
+        rates, corpus, steps=given.steps, batch_size=given.batch_size
+    )
+    given.folder.mkdir(parents=True, exist_ok=True)
+    rows = np.arange(given.sentences)
+    print(figures.spectra(trained, given.folder / "sst2_spectra.png"), end="\n\n")
+    cka = given.folder / "sst2_cka.png"
+    print(figures.likeness(trained, corpus.dev.take(rows), cka), end="\n\n")
+    pictures = [given.folder / "sst2_loss_plane.png", given.html]
+    print(
+        figures.plane(
+            trained,
+            corpus.train.take(rows),
+            [path for path in pictures if path],
+            resolution=given.resolution,
+            batch_size=min(32, given.sentences),
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

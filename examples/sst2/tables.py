@@ -1,0 +1,124 @@
+"""Markdown tables of every experiment, made from the records."""
+
+from collections.abc import Iterable, Sequence
+
+from examples import runs
+from examples.sst2.experiments import BUDGETS, EXPERIMENTS
+
+Columns = dict[str, tuple[str, int, float]]
+
+COLUMNS: Columns = {
+    "dev accuracy, %": ("dev_accuracy", 1, 0.01),
+    "dev loss": ("dev_loss", 3, 1),
+    "train loss": ("train_loss", 3, 1),
+    "trained": ("trained", 0, 1),
+    "beside the head": ("beside_head", 0, 1),
+    "rank of an update": ("update_rank", 0, 1),
+    "learning rate": ("learning_rate", 4, 1),
+    "ms a step": ("step_seconds", 0, 1e-3),
+    "s a run": ("seconds", 0, 1),
+    "peak, MB": ("peak_bytes", 0, 1e6),
+}
+# Runs are comparable that agree in these.
+SETTINGS = ("steps", "batch_size", "sequence_length", "backend")
+
+
+def tables(records: Iterable[runs.Record]) -> str:
+    """Return the tables of all experiments that the records are of."""
+    records = list(records)
+    parts = []
+    for experiment in EXPERIMENTS:
+        found = runs.matching(records, experiment=experiment)
+        found = sorted(found, key=_place)
+        if found:
+            parts += [f"## {experiment}", *_PARTS.get(experiment, _measured)(found)]
+    return "\n\n".join(parts)
+
+
+def _place(record: runs.Record) -> tuple[int, int, int]:
+    """Return where a record belongs, whichever process finished first."""
+    return (
+        _index(BUDGETS, record["budget"]),
+        _index(EXPERIMENTS[record["experiment"]], record["method"]),
+        record["seed"],
+    )
+
+
+def _index(known: Sequence[str], name: str) -> int:
+    return known.index(name) if name in known else len(known)
+
+
+def _measured(records: list[runs.Record]) -> list[str]:
+    """Return all that was measured, a line for each method."""
+    parts = []
+    for settings, group in _grouped(records, ("budget", *SETTINGS)):
+        parts += [_heading(settings), runs.table(group, "method", COLUMNS)]
+    return parts
+
+
+def _tuning(records: list[runs.Record]) -> list[str]:
+    """Return the validation loss of each rate, a line for each method."""
+    parts = []
+    for settings, group in _grouped(records, SETTINGS):
+        rates = sorted({record["learning_rate"] for record in group})
+        columns: Columns = {f"{rate:g}": (f"{rate:g}", 3, 1) for rate in rates}
+        lines = [
+            {
+                "method": record["method"],
+                f"{record['learning_rate']:g}": record["validation_loss"],
+            }
+            for record in group
+        ]
+        parts += [
+            f"Loss on a tenth of train, by learning rate; {_heading(settings)}",
+            runs.table(lines, "method", columns),
+        ]
+    return parts
+
+
+def _few_shot(records: list[runs.Record]) -> list[str]:
+    """Return the accuracy of each budget, a line for each method; then everything."""
+    parts = []
+    settings = tuple(name for name in SETTINGS if name != "steps")
+    for values, group in _grouped(records, settings):
+        budgets = dict.fromkeys(record["budget"] for record in group)
+        columns: Columns = {
+            budget if "%" in budget else f"{budget} a class": (budget, 1, 0.01)
+            for budget in budgets
+        }
+        lines = [
+            {"method": record["method"], record["budget"]: record["dev_accuracy"]}
+            for record in group
+        ]
+        parts += [
+            f"Dev accuracy, %, by examples; {_heading(values)}",
+            runs.table(lines, "method", columns),
+        ]
+    return [*parts, *_measured(records)]
+
+
+_PARTS = {"learning-rates": _tuning, "few-shot": _few_shot}
+
+
+def _grouped(
+    records: list[runs.Record], names: tuple[str, ...]
+) -> list[tuple[runs.Record, list[runs.Record]]]:
+    """Return the records that agree in these fields, with the fields' values."""
+    groups: dict[tuple, list[runs.Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[name] for name in names), []).append(record)
+    return [
+        (dict(zip(names, values, strict=True)), group)
+        for values, group in groups.items()
+    ]
+
+
+def _heading(settings: runs.Record) -> str:
+    named = {
+        "budget": "budget {}",
+        "steps": "{} steps",
+        "batch_size": "batches of {}",
+        "sequence_length": "{} tokens",
+        "backend": "{}",
+    }
+    return ", ".join(named[name].format(value) for name, value in settings.items())

@@ -1,0 +1,555 @@
+"""The comparison of methods on SST-2, with a tiny BERT and made-up sentences."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from models import EXAMPLES
+
+from examples import methods
+from examples.command_line import UserError
+from examples.sst2 import __main__ as command
+from examples.sst2 import data, experiments, reference_layers, train
+from examples.sst2.tables import tables
+from keras_randlora.layouts import dense_layout, einsum_layout
+from keras_randlora.update import UpdateShape
+
+LENGTH = 6
+OPTIONS = experiments.Options(
+    seeds=2, steps=100, batch_size=16, sequence_length=LENGTH, backend="jax"
+)
+
+
+# The data.
+
+
+def write_corpus(folder, train_size=40, dev_size=11):
+    """Write files whose positive sentences begin with "g", the negative with "b"."""
+    (folder / "sst2").mkdir()
+    for name, size in (("train", train_size), ("dev", dev_size)):
+        lines = [f"{'bg'[i % 2]} film {i} of {name}\t{i % 2}" for i in range(size)]
+        (folder / "sst2" / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def encode(texts, length):
+    """Make tokens of characters, as many as fit."""
+    ids = np.zeros((len(texts), length), "int32")
+    for row, text in zip(ids, texts, strict=True):
+        codes = [ord(c) % 20 + 1 for c in text[:length]]
+        row[: len(codes)] = codes
+    masks = {"padding_mask": (ids > 0).astype("int32"), "segment_ids": 0 * ids}
+    return {"token_ids": ids, **masks}
+
+
+def examples(count):
+    return data.Examples({"token_ids": np.arange(count)[:, None]}, np.arange(count) % 2)
+
+
+def test_sentences_and_labels_are_read(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("a good film\t1\ntabs\tin it\x85 too\t0\n", encoding="utf-8")
+    texts, labels = data.read(path)
+    assert texts == ["a good film", "tabs\tin it\x85 too"]
+    assert labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("line", ["no label", "two\t2", "\t1", ""])
+def test_a_bad_line_is_named(tmp_path, line):
+    path = tmp_path / "train.tsv"
+    path.write_text(f"fine\t1\n{line}\nfine\t0\n")
+    with pytest.raises(UserError, match=r"train\.tsv, line 2: .*Received: "):
+        data.read(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"Cannot read .*dev\.tsv: No such file"):
+        data.read(tmp_path / "dev.tsv")
+
+
+def test_the_validation_part_is_not_trained_on():
+    kept, held_out = data.hold_out(examples(50))
+    rows = [set(part.inputs["token_ids"][:, 0].tolist()) for part in (kept, held_out)]
+    assert len(rows[0]) == 45 and rows[0] | rows[1] == set(range(50))
+    assert data.hold_out(examples(50))[1].labels.tolist() == held_out.labels.tolist()
+
+
+def test_budgets():
+    few = data.within_budget(examples(50), "3", seed=0)
+    assert sorted(few.labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    assert (few.inputs["token_ids"][:, 0] % 2).tolist() == few.labels.tolist()
+    other = data.within_budget(examples(50), "3", seed=1)
+    assert few.inputs["token_ids"].tolist() != other.inputs["token_ids"].tolist()
+    half, everything = (
+        data.within_budget(examples(50), share, seed=0) for share in ("50%", "100%")
+    )
+    assert len(set(half.inputs["token_ids"][:, 0])) == 25
+    assert len(set(everything.inputs["token_ids"][:, 0])) == 50
+
+
+@pytest.mark.parametrize("budget", ["26", "0", "some", "-1%"])
+def test_a_bad_budget(budget):
+    with pytest.raises(UserError, match="Received: "):
+        data.within_budget(examples(50), budget, seed=0)
+
+
+def test_all_rows_come_before_one_comes_again():
+    rows = data.order(5, 12, seed=3)
+    assert sorted(rows[:5]) == sorted(rows[5:10]) == list(range(5))
+    assert len(rows) == 12 and rows[:5].tolist() != rows[5:10].tolist()
+    assert data.order(5, 12, seed=4).tolist() != rows.tolist()
+
+
+# The lists of runs.
+
+
+def tuned(*losses, method="full", **changes):
+    """Return records of `learning-rates`: `(rate, validation loss)` each."""
+    shared = {**vars(OPTIONS), "experiment": "learning-rates", "method": method}
+    return [
+        {**shared, "learning_rate": rate, "validation_loss": loss, **changes}
+        for rate, loss in losses
+    ]
+
+
+def everything_tuned():
+    return [
+        record
+        for method in experiments.EXPERIMENTS["learning-rates"]
+        for record in tuned((1e-3, 0.5), (1e-2, 0.4), method=method)
+    ]
+
+
+def test_every_method_tries_the_same_rates_once():
+    planned = experiments.planned("learning-rates", OPTIONS, [])
+    tried = {}
+    for run in planned:
+        assert (run.seed, run.budget, run.steps) == (0, "100%", 100)
+        tried.setdefault(run.method, []).append(run.learning_rate)
+    assert len(planned) == len(set(planned))
+    assert set(map(tuple, tried.values())) == {experiments.RATES}
+    for names in experiments.EXPERIMENTS.values():
+        assert {experiments.tuned_as(name) for name in names} <= set(tried)
+
+
+@pytest.mark.parametrize("name", ["methods", "table3", "table4"])
+def test_methods_are_run_with_each_seed(name):
+    planned = experiments.planned(name, OPTIONS, everything_tuned())
+    assert [(run.seed, run.method) for run in planned] == [
+        (seed, method) for seed in (0, 1) for method in experiments.EXPERIMENTS[name]
+    ]
+    assert {(r.learning_rate, r.steps, r.budget) for r in planned} == {
+        (1e-2, 100, "100%")
+    }
+
+
+def test_few_shot_runs_go_through_their_data():
+    planned = experiments.planned("few-shot", OPTIONS, everything_tuned())
+    assert len(planned) == 2 * 6 * len(experiments.FEW_SHOT_METHODS)
+    steps = {run.budget: run.steps for run in planned}
+    assert steps == {"1": 100, "2": 100, "4": 100, "16": 100, "50%": 216, "100%": 432}
+
+
+def test_table3_compares_ranks_at_about_equal_numbers():
+    shapes = []
+    for name in experiments.EXPERIMENTS["table3"]:
+        rank, bases = (int(x) for x in name.removeprefix("randlora-").split("-n"))
+        shapes.append(UpdateShape.of_kernel(384, 1536, rank, bases))
+    assert [shape.columns for shape in shapes] == [48, 192, 384]
+    numbers = [shape.trainable for shape in shapes]
+    assert max(numbers) < 1.02 * min(numbers)
+
+
+def test_table4_has_all_bases_at_one_rank():
+    assert experiments.EXPERIMENTS["table4"] == (
+        "randlora-as-lora-16",
+        "randlora-as-lora-16-normal",
+        "randlora-as-lora-16-binary",
+        "randlora-as-lora-16-ternary6",
+        "randlora-as-lora-16-ternary28",
+        "randlora-as-lora-16-ternary100",
+        "randlora-as-lora-16-ternary200",
+        "randlora-as-lora-16-kronecker",
+    )
+
+
+@pytest.mark.parametrize(
+    "name", dict.fromkeys(sum(experiments.EXPERIMENTS.values(), ()))
+)
+def test_every_method_can_be_put_on_a_model(name):
+    model = EXAMPLES["mlp"].build()
+    head = dict(exclude=["head"], also_train=["head"])
+    trained = methods.adapt(model, name, others=reference_layers.ADAPTERS, **head)
+    assert trained >= 5 * 3 + 3
+
+
+def test_the_rate_with_the_lowest_validation_loss_is_chosen():
+    records = tuned((1e-4, 0.6), (1e-3, 0.3), (1e-2, 0.9))
+    records += tuned((1e-4, 0.0), steps=50) + tuned((1e-2, 0.0), backend="torch")
+    assert experiments.chosen_rate("full", OPTIONS, records) == 1e-3
+    records += tuned((1e-3, 0.9))
+    assert experiments.chosen_rate("full", OPTIONS, records) == 1e-4
+
+
+def test_an_unfinished_search_chooses_nothing():
+    records = tuned((1e-3, 0.3), (1e-2, 0.9)) + tuned((1e-3, 0.1), method="head")
+    for method, tried in (("head", "1 of 2"), ("dora-16", "0 of 2")):
+        with pytest.raises(UserError, match=rf"'{method}' .*{tried} rates were tried"):
+            experiments.chosen_rate(method, OPTIONS, records)
+
+
+# The tables.
+
+
+def cells(table):
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def record(run, accuracy):
+    measured = {"dev_loss": 0.25, "train_loss": 0.125, "trained": 1234, "seconds": 60}
+    return {**vars(run), "dev_accuracy": accuracy, **measured}
+
+
+def test_tables_have_mean_and_deviation_of_each_method():
+    planned = experiments.planned("table3", OPTIONS, everything_tuned())
+    records = [record(run, 0.8 + run.seed / 10) for run in planned]
+    text = tables(records[::-1])  # in whatever order they were finished
+    assert text.startswith("## table3\n\nbudget 100%, 100 steps, batches of 16, 6 ")
+    head, _, *lines = cells(text)
+    assert [line[0] for line in lines] == [
+        f"`{method}`" for method in experiments.EXPERIMENTS["table3"]
+    ]
+    found = dict(zip(head, lines[0], strict=True))
+    assert found["runs"] == "2" and found["dev accuracy, %"] == "85.0 ± 7.1"
+    assert found["dev loss"] == "0.250" and found["trained"] == "1,234"
+    assert found["learning rate"] == "0.0100" and found["peak, MB"] == "–"
+
+
+def test_runs_of_other_settings_stand_apart():
+    first, second = experiments.planned("methods", OPTIONS, everything_tuned())[:2]
+    text = tables([record(first, 0.5), {**record(second, 0.6), "steps": 7}])
+    assert len(cells(text)) == 6 and "7 steps" in text
+
+
+def test_tables_of_rates_and_of_budgets():
+    few = experiments.planned("few-shot", OPTIONS, everything_tuned())
+    records = [
+        *tuned((1e-3, 0.5), (1e-2, 0.25), budget="100%", seed=0),
+        *(record(run, len(run.budget) / 10) for run in few),
+    ]
+    text = tables(records)
+    assert cells(text)[0] == ["method", "runs", "0.001", "0.01"]
+    assert cells(text)[2] == ["`full`", "2", "0.500", "0.250"]
+    few = text.partition("## few-shot")[2]
+    assert cells(few)[0][2:] == [
+        *(f"{n} a class" for n in (1, 2, 4, 16)),
+        "50%",
+        "100%",
+    ]
+    assert cells(few)[2][2:] == ["10.0", "10.0", "10.0", "20.0", "30.0", "40.0"]
+
+
+# DoRA, NoLA and LoRA of whole kernels.
+
+KERNELS = {
+    "dense": (keras.layers.Dense(5), (4, 6), dense_layout((6, 5))),
+    "heads": (
+        keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de"),
+        (4, 7, 6),
+        einsum_layout("abc,cde->abde", (6, 2, 3)),
+    ),
+    "output": (
+        keras.layers.EinsumDense("abcd,cde->abe", (None, 5), bias_axes="e"),
+        (4, 7, 2, 3),
+        einsum_layout("abcd,cde->abe", (2, 3, 5)),
+    ),
+}
+
+
+def reference(kind, values, matrix):
+    """Return the matrix that a layer multiplies by, in NumPy float64."""
+    if kind == "nola":
+        count = len(values["alpha"])
+        a = sum(w * m for w, m in zip(values["alpha"], values["bases_a"], strict=True))
+        b = sum(w * m for w, m in zip(values["beta"], values["bases_b"], strict=True))
+        return matrix + a @ b / count
+    changed = matrix + values["lora_a"] @ values["lora_b"]
+    if kind == "matrixlora":
+        return changed
+    columns = [
+        magnitude * column / np.sqrt(column @ column)
+        for magnitude, column in zip(values["magnitude"], changed.T, strict=True)
+    ]
+    return np.stack(columns, axis=1)
+
+
+NAMES = {
+    "matrixlora": ("lora_a", "lora_b"),
+    "dora": ("lora_a", "lora_b", "magnitude"),
+    "nola": ("alpha", "beta"),
+}
+
+
+def adapted(kind, rank=2, form="dense"):
+    """Return a model of one layer that is adapted, its input and the kernel before."""
+    plain, shape, layout = KERNELS[form]
+    layer = type(plain).from_config({**plain.get_config(), "name": "linear"})
+    inputs = keras.Input(shape[1:])
+    model = keras.Model(inputs, layer(inputs))
+    before = layout.to_matrix(ops.convert_to_numpy(layer.kernel))
+    methods.adapt(model, f"{kind}-{rank}", others=reference_layers.ADAPTERS)
+    x = np.random.default_rng(1).standard_normal(shape).astype("float32")
+    return model, layer, x, np.asarray(before, "float64"), layout
+
+
+def values_of(layer, kind):
+    names = NAMES[kind] + (("bases_a", "bases_b") if kind == "nola" else ())
+    return {
+        name: np.asarray(ops.convert_to_numpy(getattr(layer, name)), "float64")
+        for name in names
+    }
+
+
+@pytest.mark.parametrize("form", KERNELS)
+@pytest.mark.parametrize("kind", NAMES)
+def test_layers_compute_what_their_papers_say(kind, form):
+    model, layer, x, before, layout = adapted(kind, form=form)
+    assert {v.name for v in model.trainable_variables} == set(NAMES[kind])
+    plain = layout.apply(x, np.asarray(layout.to_kernel(before), "float32"))
+    np.testing.assert_allclose(model(x), plain, atol=1e-5)  # so far, no update
+    rng = np.random.default_rng(2)
+    for name in NAMES[kind]:
+        variable = getattr(layer, name)
+        variable.assign(rng.standard_normal(variable.shape))
+    matrix = reference(kind, values_of(layer, kind), before)
+    assert np.abs(matrix - before).max() > 0.1
+    kernel = np.asarray(layout.to_kernel(matrix), "float32")
+    np.testing.assert_allclose(model(x), layout.apply(x, kernel), rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_that_are_trained():
+    counts = {}
+    for kind in NAMES:
+        model = EXAMPLES["mlp"].build()  # kernels 6×10, 10×5, 5×3
+        counts[kind] = methods.adapt(
+            model, f"{kind}-2", others=reference_layers.ADAPTERS
+        )
+    lora = 2 * (16 + 15 + 8)
+    nola = 3 * 2 * reference_layers.NOLA_MATRICES
+    assert counts == {"matrixlora": lora, "dora": lora + 10 + 5 + 3, "nola": nola}
+
+
+def test_nola_shares_its_matrices():
+    model = EXAMPLES["sequential"].build()
+    others = {"nola": reference_layers.nola}
+    methods.adapt(model, "nola-2", seed=5, others=others)
+    frozen = {v.path for v in model.non_trainable_variables if "nola" in v.path}
+    sizes = {f"nola/inputs_{n}" for n in (6, 10, 5)}
+    assert frozen == sizes | {f"nola/outputs_{n}" for n in (10, 5, 3)}
+    again = EXAMPLES["sequential"].build()
+    methods.adapt(again, "nola-2", seed=5, others=others)
+    for mine, other in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(mine), ops.convert_to_numpy(other)
+        )
+
+
+class Listed(keras.Model):
+    """A model that holds its layer in a list, as keras-hub's backbones do."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = [keras.layers.Dense(5, use_bias=False, name="linear")]
+
+    def call(self, inputs):
+        return self.blocks[0](inputs)
+
+
+def product(weights, outputs):
+    return ops.sum(weights * outputs, axis=-1)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_two_steps_of_gradient_descent(kind):
+    """The norm of DoRA is constant in the gradient; gradients do not add up."""
+    model, rng, rate = Listed(), np.random.default_rng(3), 0.1
+    x, y = (rng.standard_normal((4, n)).astype("float32") for n in (6, 5))
+    model(x)
+    layer = model.blocks[0]
+    before = np.asarray(ops.convert_to_numpy(layer.kernel), "float64")
+    methods.adapt(model, f"{kind}-2", others=reference_layers.ADAPTERS)
+    for name in ("lora_b", "beta"):
+        if name in NAMES[kind]:
+            variable = getattr(layer, name)
+            variable.assign(0.3 * rng.standard_normal(variable.shape))
+    values = values_of(layer, kind)
+    model.compile(keras.optimizers.SGD(rate), loss=product, jit_compile=False)
+    model.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    for _ in range(2):
+        gradient = x.T.astype("float64") @ y / 4  # of the kernel; it is constant
+        changes = gradients(kind, values, before, gradient)
+        values = {k: v - rate * changes.get(k, 0.0) for k, v in values.items()}
+    for name, value in values_of(layer, kind).items():
+        np.testing.assert_allclose(value, values[name], rtol=1e-4, atol=1e-5)
+
+
+def gradients(kind, values, matrix, gradient):
+    """Return the gradients of what is trained from that of the matrix."""
+    if kind == "nola":
+        count = len(values["alpha"])
+        a, b = (
+            np.tensordot(values[w], values[m], 1) / np.sqrt(count)
+            for w, m in (("alpha", "bases_a"), ("beta", "bases_b"))
+        )
+        return {
+            "alpha": np.tensordot(values["bases_a"], gradient @ b.T) / np.sqrt(count),
+            "beta": np.tensordot(values["bases_b"], a.T @ gradient) / np.sqrt(count),
+        }
+    found = {}
+    if kind == "dora":
+        changed = matrix + values["lora_a"] @ values["lora_b"]
+        unit = changed / np.linalg.norm(changed, axis=0)
+        found["magnitude"] = (gradient * unit).sum(axis=0)
+        gradient = gradient * values["magnitude"] / np.linalg.norm(changed, axis=0)
+    return {
+        "lora_a": gradient @ values["lora_b"].T,
+        "lora_b": values["lora_a"].T @ gradient,
+        **found,
+    }
+
+
+# Training a tiny BERT.
+
+
+def tiny_bert():
+    import keras_hub
+
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=23,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=12,
+        max_sequence_length=LENGTH,
+        dropout=0.0,
+    )
+    return keras_hub.models.BertTextClassifier(backbone, num_classes=2, dropout=0.0)
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Put a tiny BERT in MiniLM's place, and characters in that of tokens."""
+    monkeypatch.setattr(train, "load_model", tiny_bert)
+    monkeypatch.setattr(data, "encode", encode)
+    yield write_corpus(tmp_path)
+    data.load.cache_clear()
+
+
+def arguments(folder, *given):
+    return [
+        *given,
+        *("--data", str(folder), "--out", str(folder / "runs.jsonl")),
+        *("--backend", keras.backend.backend(), "--sequence-length", str(LENGTH)),
+        *("--steps", "4", "--batch-size", "4"),
+    ]
+
+
+def test_from_the_search_to_the_tables(tiny, capsys):
+    search = ["learning-rates", "--rates", "0.05", "--methods", "randlora-2"]
+    assert command.main(arguments(tiny, *search)) == 0
+    again = ["methods", "--seeds", "1", "--methods", "randlora-2"]
+    assert command.main(arguments(tiny, *again)) == 0
+    lines = (tiny / "runs.jsonl").read_text().splitlines()
+    assert command.main(arguments(tiny, *again)) == 0  # nothing is run again
+    assert (tiny / "runs.jsonl").read_text().splitlines() == lines
+    searched, judged = map(json.loads, lines)
+    assert searched["examples"] == 36 and "validation_loss" in searched
+    assert "dev_loss" not in searched
+    assert judged["examples"] == 40 and judged["learning_rate"] == 0.05
+    assert 0 <= judged["dev_accuracy"] <= 1 and judged["dev_loss"] > 0
+    assert judged["train_loss"] > 0 and judged["peak_bytes"] > 1e6
+    # Kernels 8×8 (four), 8×12 (two) with four bases each; the head 8×8 and 8×2.
+    assert judged["beside_head"] == 6 * 4 * (2 + 8)
+    assert judged["trained"] - judged["beside_head"] == 8 * 8 + 8 + 8 * 2 + 2
+    assert judged["update_rank"] == 8
+    capsys.readouterr()
+    assert command.main(["tables", "--out", str(tiny / "runs.jsonl")]) == 0
+    text = capsys.readouterr().out
+    assert "## learning-rates" in text and "## methods" in text
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["methods"], "No learning rate is chosen for 'full'"),
+        (["methods", "--methods", "fulll", "--learning-rate", "1"], "A method is full"),
+        (["table3"], "No learning rate"),
+    ],
+)
+def test_mistakes_are_one_line(tiny, capsys, given, message):
+    assert command.main(arguments(tiny, *given)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_data_is_needed(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["methods"])
+    assert "`--data` is needed for methods" in capsys.readouterr().err
+
+
+def test_evaluation_counts_each_sentence_once(tiny):
+    model = train.fresh_model(0)
+    dev = data.load(tiny, LENGTH).dev  # 11, which 4 does not divide
+    logits = ops.convert_to_numpy(model(dev.inputs)).astype("float64")
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    accuracy, loss = train.evaluate(model, dev, batch_size=4)
+    assert accuracy == np.mean(shares.argmax(axis=1) == dev.labels)
+    expected = -np.log(shares[np.arange(11), dev.labels]).mean()
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_same_seed_is_the_same_head(tiny):
+    heads = []
+    for seed, method in ((1, "full"), (1, "lora-2"), (2, "full")):
+        model = train.fresh_model(seed)
+        train.adapt(model, method, seed)
+        heads.append(ops.convert_to_numpy(model.get_layer("logits").kernel))
+    np.testing.assert_array_equal(heads[0], heads[1])
+    assert np.abs(heads[0] - heads[2]).max() > 0
+
+
+@pytest.mark.parametrize(
+    "method", ["full", "lora-2", "randlora-2", "matrixlora-2", "dora-2", "nola-2"]
+)
+def test_merged_weights_do_what_the_trained_model_does(tiny, method):
+    from examples.sst2 import figures
+
+    model, plain = train.fresh_model(0), train.fresh_model(0)
+    train.adapt(model, method, 0)
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        shift = 0.3 * rng.standard_normal(variable.shape)
+        variable.assign(ops.convert_to_numpy(variable) + shift)
+    inputs = data.load(tiny, LENGTH).dev.inputs
+    expected = ops.convert_to_numpy(model(inputs))
+    assert np.abs(ops.convert_to_numpy(plain(inputs)) - expected).max() > 0.01
+    plain.set_weights(figures.merged_weights(model, plain))
+    np.testing.assert_allclose(plain(inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_figures(tiny, capsys):
+    given = ["figures", "--learning-rate", "0.05", "--lora", "matrixlora-2"]
+    given += ["--randlora", "randlora-2", "--sentences", "8", "--resolution", "2"]
+    page = tiny / "plane.html"
+    given += ["--folder", str(tiny / "new"), "--html", str(page)]
+    assert command.main(arguments(tiny, *given)) == 0
+    for name in ("spectra", "cka", "loss_plane"):
+        picture = tiny / "new" / f"sst2_{name}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert page.stat().st_size > 1e6
+    found = {line[0]: line[1:] for line in cells(capsys.readouterr().out)}
+    assert float(found["before training"][0]) <= 1
