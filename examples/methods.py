@@ -10,6 +10,9 @@
 | `randlora-R-nN` | N bases only: an update of rank N·R |
 | `randlora-R-BASIS` | other bases: `kronecker`, …; `ternary100`: of sparsity 100 |
 | `vera-R` | one basis of rank R, which is VeRA's budget |
+
+A `:N` at the end of a RandLoRA or VeRA sets `alpha` to N times the rank, as in
+`randlora-8:2`; by default it is 20 times the rank.
 """
 
 import math
@@ -27,8 +30,9 @@ Adapter = Callable[[Selection, int, int], None]
 _RANDLORA = re.compile(
     r"randlora-(?:as-lora-(?P<lora>\d+)|(?P<rank>\d+))"
     r"(?:-n(?P<num_bases>\d+))?(?:-(?P<basis>[a-z_]+)(?P<sparsity>\d+)?)?"
+    r"(?::(?P<scale>\d+))?"
 )
-_VERA = re.compile(r"vera-(?P<rank>\d+)")
+_VERA = re.compile(r"vera-(?P<rank>\d+)(?::(?P<scale>\d+))?")
 _RANKED = re.compile(r"(?P<kind>\w+)-(?P<rank>\d+)")
 
 
@@ -76,8 +80,8 @@ def adapt(
         options = _randlora_options(model, match, where)
         kr.enable_randlora(model, seed=seed, **options, **where)
     elif match := _VERA.fullmatch(method):
-        rank = int(match["rank"])
-        kr.enable_randlora(model, rank=rank, num_bases=1, seed=seed, **where)
+        options = _scaled(int(match["rank"]), match)
+        kr.enable_randlora(model, num_bases=1, seed=seed, **options, **where)
     elif (match := _RANKED.fullmatch(method)) and match["kind"] in adapters:
         adapters[match["kind"]](_freeze(model, where), int(match["rank"]), seed)
     else:
@@ -94,14 +98,21 @@ def _randlora_options(
 ) -> dict[str, Any]:
     """Return the options of `enable_randlora` that the name of a method holds."""
     options: dict[str, Any] = {"basis": match["basis"] or "uniform"}
-    for name in ("rank", "num_bases", "sparsity"):
+    for name in ("num_bases", "sparsity"):
         if match[name]:
             options[name] = int(match[name])
     if match["lora"]:
-        options["rank"] = kr.rank_like_lora(
+        rank = kr.rank_like_lora(
             model, int(match["lora"]), where["targets"], exclude=where["exclude"]
         )
-    return options
+    else:
+        rank = int(match["rank"])
+    return options | _scaled(rank, match)
+
+
+def _scaled(rank: int, match: re.Match[str]) -> dict[str, Any]:
+    """Return the rank, and alpha where the name of the method holds its scale."""
+    return {"rank": rank, "alpha": match["scale"] and rank * int(match["scale"])}
 
 
 def _freeze(model: keras.Model, where: Mapping[str, Any]) -> Selection:

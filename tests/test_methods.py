@@ -41,9 +41,17 @@ def test_equal_counts_leave_out_what_is_excluded():
 
 def test_bases_and_seed_are_those_of_the_name():
     model = EXAMPLES["mlp"].build()
-    methods.adapt(model, "randlora-3-ternary100", seed=7, **ADAPTED)
+    methods.adapt(model, "randlora-3-ternary100:2", seed=7, **ADAPTED)
     config = adapted_state(model).config
     assert (config.basis, config.sparsity, config.seed) == ("ternary", 100, 7)
+    assert (config.rank, config.alpha) == (3, 6)
+
+
+@pytest.mark.parametrize("method, alpha", [("vera-4:3", 12), ("randlora-4", 80)])
+def test_alpha_is_a_multiple_of_the_rank(method, alpha):
+    model = EXAMPLES["mlp"].build()
+    methods.adapt(model, method, **ADAPTED)
+    assert adapted_state(model).config.alpha == alpha
 
 
 def test_other_adapters_get_the_frozen_layers():
