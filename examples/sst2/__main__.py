@@ -66,7 +66,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--folder", type=Path, default=Path("docs/figures"), help="of the pictures")
     add("--html", type=Path, help="also the loss plane as a page, about 5 MB")
     add("--lora", default="lora-16", help="the LoRA of the figures")
-    add("--randlora", default="randlora-as-lora-16", help="the RandLoRA")
+    add("--randlora", default="randlora-as-lora-16:2", help="the RandLoRA")
     add("--sentences", type=positive(int), default=128, help="of CKA and of the losses")
     add("--resolution", type=positive(int), default=11, help="points of the loss plane")
     options = parser.parse_args(arguments)
