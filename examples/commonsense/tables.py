@@ -1,0 +1,50 @@
+"""Markdown tables of the records: a table for each setting, a line for each method."""
+
+from collections.abc import Iterable
+
+from examples import runs
+from examples.commonsense.questions import TASKS
+
+SETTINGS = ("preset", "backend", "targets", "batch_size", "cutoff", "train_examples")
+SETTINGS += ("test_examples", "generate_examples")
+
+
+def tables(records: list[runs.Record]) -> str:
+    """Return the tables of all settings."""
+    groups: dict[str, list[runs.Record]] = {}
+    for record in records:
+        heading = ", ".join(f"{n.replace('_', ' ')} {record[n]}" for n in SETTINGS)
+        groups.setdefault(heading, []).append(record)
+    return "\n\n".join(
+        f"**{heading}**\n\n{_tables_of(group)}" for heading, group in groups.items()
+    )
+
+
+def _tables_of(records: list[runs.Record]) -> str:
+    lines = [{**record, "method": label(record, records)} for record in records]
+    parts = []
+    for way in ("likelihood", "generated"):
+        if not any(f"mean/{way}" in record for record in lines):
+            continue
+        columns = {
+            f"{name}, %": (f"{name}/{way}", 1, 0.01) for name in (*TASKS, "mean")
+        }
+        if way == "likelihood":
+            columns |= {
+                "held-out loss": ("held_out_loss", 3, 1),
+                "trained, M": ("trained", 2, 1e6),
+                "minutes": ("seconds", 1, 60),
+                "peak, GB": ("peak_bytes", 2, 1e9),
+            }
+        parts.append(f"By {way}:\n\n{runs.table(lines, 'method', columns)}")
+    return "\n\n".join(parts)
+
+
+def label(record: runs.Record, records: Iterable[runs.Record]) -> str:
+    """Return a record's method, with the rate and the steps where they differ."""
+    own = runs.matching(records, method=record["method"])
+    text = record["method"]
+    for name, form in (("learning_rate", "rate {:g}"), ("steps", "{} steps")):
+        if len({other[name] for other in own}) > 1:
+            text += ", " + form.format(record[name])
+    return text

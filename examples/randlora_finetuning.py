@@ -1,0 +1,811 @@
+"""Fine-tune a language model with RandLoRA: the options of PEFT's example, on Keras.
+
+    python examples/randlora_finetuning.py --base_model smollm2 --data_path alpaca.jsonl
+
+Alpaca records are learned one a row, with the loss on their answers only; plain text is
+cut into windows. `--output_dir` gets `adapter.safetensors` (that of the lowest
+validation loss), `run.json`, `curves.png`, and on the way `checkpoint-STEP/`, from
+which `--resume` goes on exactly as if there had been no interruption.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import shutil
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Run as a file, it has only its neighbours on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line import (
+    BACKENDS,
+    OneLineParser,
+    UserError,
+    exit_status,
+    positive,
+    user_choices,
+)
+from demo import as_json, load, new_folder, smoothed, timed, unit_mean
+from pretrained import MODELS
+from text_data import Document, Tokenizer, Windows, load_documents, pack, split
+
+from benchmarks import machine, memory
+
+ADAPTER, OPTIMIZER, PROGRESS = "adapter.safetensors", "optimizer.safetensors", "at.json"
+HELD_OUT_FRACTION = 0.1  # of plain text
+# A resumed run may differ from the interrupted one in these.
+FREE = ("output_dir", "resume", "device", "save_step", "patience", "merge_to")
+FREE += ("tensorboard", "wandb")
+CPU_ONLY = {
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "JAX_PLATFORMS": "cpu",
+    "KERAS_TORCH_DEVICE": "cpu",
+}
+
+
+class Data(NamedTuple):
+    """Rows to learn, their weights scaled, and rows to validate on."""
+
+    training: Windows
+    validation: Windows | None
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come; a checkpoint holds it beside the trained numbers.
+
+    Attributes:
+        step: Optimizer steps taken.
+        training: The loss of each step, in nats a token.
+        validation: Steps taken and loss of each evaluation.
+        best: The lowest validation loss after training began.
+        waited: Evaluations since then.
+        seconds: Time spent training, before an interruption too.
+    """
+
+    step: int = 0
+    training: list[float] = dataclasses.field(default_factory=list)
+    validation: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    best: float = math.inf
+    waited: int = 0
+    seconds: float = 0.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fine-tune; return 0, or 2 where an option is wrong."""
+    options = parse_arguments(arguments)
+    os.environ["KERAS_BACKEND"] = options.backend  # read when Keras is imported
+    if options.device == "cpu":
+        os.environ.update(CPU_ONLY)
+    return exit_status("randlora_finetuning.py", lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load, adapt, train and write the results."""
+    seconds: dict[str, float] = {}
+    checkpoint = find_checkpoint(options)
+    require_packages(options)
+    if options.merge_to is not None and options.merge_to.exists():
+        raise UserError(f"--merge_to {options.merge_to} exists already.")
+    with user_choices():
+        documents = load_documents(options.data_path)
+    output = new_folder(options.output_dir)
+    device = chosen_device(options)
+    measured = memory.of(device, options.backend)
+    measured.settle()
+
+    with timed(seconds, "load"):
+        model, preprocessor = load(options.base_model)
+        data = prepare(documents, preprocessor.tokenizer, options)
+    with timed(seconds, "adapt"):
+        if options.quantize:
+            quantize(model, options.quantize)
+        trained = adapt(model, options)
+    steps = number_of_steps(options, len(data.training.token_ids))
+    compile_for(model, steps, options)
+    progress = Progress()
+    if checkpoint is not None:
+        progress = restore(checkpoint, model, settings(options, data))
+    show_plan(trained, steps, data, progress)
+
+    with timed(seconds, "train"):
+        train(model, data, progress, steps, options)
+    peak = measured.peak()
+    if options.merge_to is not None:
+        del model
+        with timed(seconds, "merge"):
+            merge(options, output / ADAPTER)
+
+    record = {
+        "options": {name: as_json(v) for name, v in vars(options).items()},
+        "machine": {"device": device, **machine.describe()},
+        "trained": trained,
+        "rows": {name: len(w.token_ids) for name, w in data._asdict().items() if w},
+        "planned_steps": steps,
+        **dataclasses.asdict(progress),
+        "best": progress.best if progress.validation else None,
+        "seconds": {**seconds, "train": round(progress.seconds, 2)},
+        "peak_bytes": peak,
+    }
+    (output / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    plot(output / "curves.png", progress, options)
+    for finished in checkpoints(output):
+        shutil.rmtree(finished)
+    show_results(output, progress, options)
+
+
+# Options.
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = OneLineParser(
+        prog="randlora_finetuning.py",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    names = ", ".join(MODELS)
+    add("--backend", choices=BACKENDS, default="jax", help="what Keras runs on")
+    add("--device", choices=("cpu", "gpu"), help="default: a GPU where there is one")
+    add(
+        "--base_model",
+        default="smollm2",
+        help=f"{names}; or a keras-hub preset, hf://…, kaggle://…, folder",
+    )
+    add(
+        "--data_path",
+        type=Path,
+        help="Alpaca records (.json, .jsonl) or plain text; default: Python's own help",
+    )
+    add("--output_dir", type=Path, default=Path("randlora-output"), help="results")
+    add("--batch_size", type=positive(int), default=4, help="rows of a step")
+    add("--num_epochs", type=positive(float), default=1, help="times to read the data")
+    add(
+        "--max_steps", type=positive(int), help="stop after so many steps at the latest"
+    )
+    add("--learning_rate", type=positive(float), default=3e-4, help="highest rate")
+    add("--cutoff_len", type=positive(int), default=256, help="tokens of a row")
+    add(
+        "--val_set_size",
+        type=count_or_fraction,
+        default=64,
+        help="records kept for validation: a count, or a fraction below 1; 0 for none",
+    )
+    add("--eval_step", type=positive(int), default=50, help="steps between validations")
+    add("--save_step", type=positive(int), default=100, help="and between checkpoints")
+    add(
+        "--patience",
+        type=positive(int),
+        help="stop after so many validations without a new lowest loss",
+    )
+    add("--rank", type=positive(int), default=32, help="rank of each basis")
+    add("--randlora_alpha", type=positive(float), help="default: 20 times the rank")
+    add("--randlora_dropout", type=float, default=0.0, help="on the adapter's input")
+    add(
+        "--randlora_target_modules",
+        help="names, globs, attention, mlp, all-linear, with commas between them; "
+        "default: the model's own choice",
+    )
+    bases = parser.add_mutually_exclusive_group()
+    bases.add_argument("--basis", help="distribution of the bases; default: uniform")
+    for name in ("sparse", "very_sparse"):
+        bases.add_argument(
+            f"--{name}",
+            dest="basis",
+            action="store_const",
+            const=name,
+            default=argparse.SUPPRESS,
+            help=f"the same as --basis {name}",
+        )
+    add("--use_lora", action="store_true", help="Keras's own LoRA, for comparison")
+    add(
+        "--quantize",
+        nargs="?",
+        choices=("int8", "int4"),
+        const="int4",
+        help="hold the frozen kernels in 8 or 4 bits",
+    )
+    add("--seed", type=int, default=0, help="of the bases and the order of the rows")
+    add("--resume", action="store_true", help="go on from the last checkpoint")
+    add("--merge_to", type=Path, help="also write the merged model: folder or .keras")
+    add("--tensorboard", type=Path, metavar="DIR", help="log for TensorBoard")
+    add(
+        "--wandb",
+        nargs="?",
+        const="keras-randlora",
+        metavar="PROJECT",
+        help="log to Weights & Biases",
+    )
+    options = parser.parse_args(arguments)
+    check_together(parser, options)
+    return options
+
+
+def check_together(parser: OneLineParser, options: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if options.save_step % options.eval_step:
+        parser.error(
+            "--save_step must be a multiple of --eval_step. Received: "
+            f"{options.save_step} and {options.eval_step}"
+        )
+    if options.patience and not options.val_set_size:
+        parser.error("--patience needs validation. Received: --val_set_size 0")
+    if options.use_lora:
+        own = ("basis", "randlora_alpha", "randlora_dropout", "merge_to")
+        for name in own:
+            if getattr(options, name):
+                parser.error(f"--{name} belongs to RandLoRA: drop it or --use_lora")
+
+
+def count_or_fraction(text: str) -> float:
+    """Return a count, or a fraction below 1, or 0."""
+    value = float(text)
+    if value < 0 or not math.isfinite(value) or (value > 1 and value % 1):
+        raise argparse.ArgumentTypeError(
+            f"must be a count, a fraction below 1, or 0. Received: {text}"
+        )
+    return value
+
+
+def require_packages(options: argparse.Namespace) -> None:
+    """Check before the long work that the loggers are installed."""
+    needed = {"tensorboard": ("tensorflow", "tensorboard"), "wandb": ("wandb",)}
+    for option, packages in needed.items():
+        for package in packages:
+            if getattr(options, option) and importlib.util.find_spec(package) is None:
+                raise UserError(
+                    f"--{option} needs a package that is not installed: pip install "
+                    f"{package}"
+                )
+
+
+def chosen_device(options: argparse.Namespace) -> str:
+    """Return `"gpu"` where the backend has one, else `"cpu"`."""
+    found = has_gpu(options.backend)
+    if options.device == "gpu" and not found:
+        raise UserError(
+            f"--device gpu: {options.backend} sees no GPU. Install it with support for "
+            "yours, or pass --device cpu."
+        )
+    return "gpu" if found else "cpu"
+
+
+def has_gpu(backend: str) -> bool:
+    """Return whether a backend sees a GPU."""
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    import keras
+
+    try:
+        return bool(keras.distribution.list_devices("gpu"))
+    except RuntimeError:  # JAX, where there is none
+        return False
+
+
+# Data.
+
+
+def prepare(
+    documents: Sequence[Document], tokenizer: Tokenizer, options: argparse.Namespace
+) -> Data:
+    """Make rows of `cutoff_len` tokens of records or of plain text."""
+    length = options.cutoff_len
+    with user_choices():
+        if any(document.prompt for document in documents):
+            training, kept_back = set_aside(documents, options.val_set_size)
+            parts = [answer_rows(x, tokenizer, length) for x in (training, kept_back)]
+        else:
+            training, kept_back = set_text_aside(documents, options.val_set_size)
+            parts = [pack(x, tokenizer, length) for x in (training, kept_back) if x]
+    validation = parts[1] if kept_back else None
+    if validation is not None:
+        if options.val_set_size >= 1:
+            validation = validation.spread(int(options.val_set_size))
+        validation = whole_batches(validation, options.batch_size)
+    scaled = parts[0]._replace(weights=unit_mean(parts[0].weights))
+    return Data(scaled, validation)
+
+
+def set_aside(
+    documents: Sequence[Document], size: float
+) -> tuple[list[Document], list[Document]]:
+    """Take records for validation, spread evenly; equal ones leave the training too."""
+    total = len(documents)
+    count = round(size * total) if size < 1 else int(size)
+    if size and not 0 < count < total:
+        raise UserError(
+            f"--val_set_size {size:g} leaves nothing to train or to validate on. "
+            f"Received: {total} records."
+        )
+    chosen = np.linspace(0, total - 1, count).round().astype(int)
+    kept_back = dict.fromkeys(documents[i] for i in chosen)
+    return [d for d in documents if d not in kept_back], list(kept_back)
+
+
+def set_text_aside(
+    documents: Sequence[Document], size: float
+) -> tuple[list[Document], list[Document]]:
+    """Take a fraction of plain text for validation, a tenth where a count is wanted."""
+    if not size:
+        return list(documents), []
+    return split(documents, size if size < 1 else HELD_OUT_FRACTION)
+
+
+def answer_rows(
+    documents: Sequence[Document], tokenizer: Tokenizer, length: int
+) -> Windows:
+    """Return a row for each document, and say how many did not fit.
+
+    Args:
+        documents: Prompts with answers; none gives no row.
+        tokenizer: A keras-hub tokenizer.
+        length: Tokens of a row.
+    """
+    pairs = [encode(document, tokenizer) for document in documents]
+    made = rows(pairs, length, tokenizer)
+    if too_long := sum(
+        len(prompt) + len(answer) > length + 1 for prompt, answer in pairs
+    ):
+        print(
+            f"{too_long} of {len(pairs)} records are longer than {length} tokens and "
+            f"were cut; {len(pairs) - len(made.token_ids)} of them have no answer left "
+            "and are not used."
+        )
+    if documents and not len(made.token_ids):
+        raise UserError(
+            f"Every prompt alone fills a row. Received: --cutoff_len {length}; the "
+            f"shortest prompt has {min(len(prompt) for prompt, _ in pairs)} tokens."
+        )
+    return made
+
+
+def encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the tokens of a prompt after the start token, and of an answer to its end.
+
+    A tokenizer without a start or an end token adds none.
+    """
+    start = getattr(tokenizer, "start_token_id", None)
+    end = getattr(tokenizer, "end_token_id", None)
+    prompt, answer = (
+        [int(i) for i in tokenizer.tokenize(text)] if text else [] for text in document
+    )
+    return [i for i in (start, *prompt) if i is not None], [
+        i for i in (*answer, end) if i is not None
+    ]
+
+
+def rows(
+    pairs: Sequence[tuple[list[int], list[int]]], length: int, tokenizer: Tokenizer
+) -> Windows:
+    """Return a padded row for each prompt and answer; weights are 1 on answers.
+
+    Padding stands after the answers, where no token of a causal model looks. What does
+    not fit is cut from the end, and rows without any of their answer are left out.
+    """
+    padding = getattr(tokenizer, "pad_token_id", None) or 0
+    fitting = [pair for pair in pairs if len(pair[0]) <= length]
+    token_ids = np.full((len(fitting), length + 1), padding, "int32")
+    learned = np.zeros((len(fitting), length + 1), "float32")
+    for row, (prompt, answer) in enumerate(fitting):
+        ids = [*prompt, *answer][: length + 1]
+        token_ids[row, : len(ids)] = ids
+        learned[row, len(prompt) : len(ids)] = 1
+    return Windows(token_ids[:, :-1], token_ids[:, 1:], learned[:, 1:])
+
+
+def whole_batches(windows: Windows, batch_size: int) -> Windows:
+    """Repeat the first row without weight up to whole batches; scale the weights.
+
+    So there is one shape to compile, and Keras's mean is that over learned tokens.
+    """
+    missing = -len(windows.token_ids) % batch_size
+    token_ids, targets, weights = (
+        np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
+        for array in windows
+    )
+    weights[len(weights) - missing :] = 0
+    return Windows(token_ids, targets, unit_mean(weights))
+
+
+def order_of_rows(seed: int, total: int) -> Iterator[int]:
+    """Yield rows at random without end; each is used before one comes again."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield from generator.permutation(total)
+
+
+# Model.
+
+
+def quantize(model: Any, mode: str) -> None:
+    """Quantize every layer that can be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Layer .* does not have a `quantize`")
+        model.quantize(mode)
+
+
+def adapt(model: Any, options: argparse.Namespace) -> int:
+    """Add RandLoRA, or Keras's LoRA; return how many numbers are trained."""
+    import keras_randlora as kr
+    from examples import methods
+
+    targets = options.randlora_target_modules
+    targets = targets.split(",") if targets else None
+    with user_choices():
+        if options.use_lora:
+            return methods.adapt(model, f"lora-{options.rank}", targets=targets)
+        report = kr.enable_randlora(
+            model,
+            options.rank,
+            targets,
+            alpha=options.randlora_alpha,
+            dropout=options.randlora_dropout,
+            basis=options.basis or "uniform",
+            seed=options.seed,
+        )
+    print(f"\n{report}\n")
+    return report.trainable
+
+
+def number_of_steps(options: argparse.Namespace, total: int) -> int:
+    """Return the optimizer steps that read the rows `num_epochs` times."""
+    steps = math.ceil(options.num_epochs * total / options.batch_size)
+    return min(steps, options.max_steps or steps)
+
+
+def compile_for(model: Any, steps: int, options: argparse.Namespace) -> None:
+    """Compile with a rate that rises for a tenth of the steps and falls to zero."""
+    import keras
+
+    warmup = max(1, steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=options.learning_rate / warmup,
+        warmup_target=options.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(1, steps - warmup),
+    )
+    model.compile(
+        optimizer=keras.optimizers.AdamW(schedule, weight_decay=0, global_clipnorm=1.0),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=[],
+    )
+
+
+def merge(options: argparse.Namespace, adapter: Path) -> None:
+    """Write the base with the best adapter folded in, in floating point."""
+    import keras_randlora as kr
+
+    model, preprocessor = load(options.base_model)
+    kr.load_adapter(model, adapter)
+    one_file = options.merge_to.suffix == ".keras"
+    if not one_file:
+        model.preprocessor = preprocessor  # the tokenizer goes into the folder
+    with user_choices():
+        kr.export_merged(model, options.merge_to, "keras" if one_file else "preset")
+
+
+# Training.
+
+
+def train(
+    model: Any,
+    data: Data,
+    progress: Progress,
+    steps: int,
+    options: argparse.Namespace,
+) -> None:
+    """Train from where `progress` stands, and keep it up to date.
+
+    Each call of `fit` goes from one evaluation to the next.
+    """
+    order = order_of_rows(options.seed, len(data.training.token_ids))
+    for _ in range(progress.step * options.batch_size):
+        next(order)
+    added = loggers(options)
+    best = options.output_dir / ADAPTER
+    if data.validation is not None and not progress.validation:
+        progress.validation.append((0, evaluate(model, data.validation, options)))
+    spent: dict[str, float] = {}
+    while progress.step < steps:
+        count = min(options.eval_step, steps - progress.step)
+        chosen = [next(order) for _ in range(count * options.batch_size)]
+        print(f"Steps {progress.step + 1} to {progress.step + count} of {steps}")
+        with timed(spent, "fit"):
+            losses, validation = fit(
+                model,
+                Windows(*(array[chosen] for array in data.training)),
+                data.validation,
+                progress.step // options.eval_step,
+                added,
+                options,
+            )
+        progress.step += count
+        progress.training += losses
+        progress.seconds += spent["fit"]
+        if not np.all(np.isfinite(losses)):
+            raise UserError(
+                f"The loss is not finite any more by step {progress.step}: choose a "
+                "lower --learning_rate."
+            )
+        if validation is not None:
+            progress.validation.append((progress.step, validation))
+            progress.waited += 1
+            if validation < progress.best:
+                progress.best, progress.waited = validation, 0
+                save_adapter(model, best, options)
+            if progress.waited == options.patience:
+                print(
+                    f"No lower validation loss in {progress.waited} validations: stop."
+                )
+                break
+        if progress.step % options.save_step == 0 and progress.step < steps:
+            save_checkpoint(model, progress, settings(options, data), options)
+    if data.validation is None:
+        save_adapter(model, best, options)
+
+
+def reseed(model: Any, seed: int, number: int) -> None:
+    """Let dropout depend on the call of `fit` alone, not on what went before."""
+    import keras
+
+    generator = np.random.default_rng((seed, number))
+    keras.utils.set_random_seed(int(generator.integers(2**32)))  # torch's dropout
+    weights = {id(weight) for weight in model.weights}
+    for variable in model.variables:
+        if id(variable) not in weights:  # the state of a generator: seed and counter
+            variable.assign([int(generator.integers(2**31)), 0])
+
+
+def fit(
+    model: Any,
+    windows: Windows,
+    validation: Windows | None,
+    number: int,
+    added: list[Any],
+    options: argparse.Namespace,
+) -> tuple[list[float], float | None]:
+    """Train on rows once; return each step's loss, and the validation loss after.
+
+    Keras logs the mean of the losses so far: the sums' differences are the losses.
+    """
+    import keras
+
+    sums = [0.0]
+    recorder = keras.callbacks.LambdaCallback(
+        # Not before: what Keras does to build a model may draw numbers too.
+        on_epoch_begin=lambda *_: reseed(model, options.seed, number),
+        on_train_batch_end=lambda step, logs: sums.append(
+            float(logs["loss"]) * (step + 1)
+        ),
+    )
+    history = model.fit(
+        windows.inputs,
+        windows.targets,
+        sample_weight=windows.weights,
+        batch_size=options.batch_size,
+        shuffle=False,
+        initial_epoch=number,
+        epochs=number + 1,
+        validation_data=as_keras(validation),
+        validation_batch_size=options.batch_size,
+        callbacks=[recorder, *added],
+    )
+    return np.diff(sums).tolist(), history.history.get("val_loss", [None])[-1]
+
+
+def evaluate(model: Any, windows: Windows, options: argparse.Namespace) -> float:
+    """Return the mean loss of learned tokens."""
+    inputs, targets, weights = as_keras(windows)
+    return model.evaluate(
+        inputs,
+        targets,
+        sample_weight=weights,
+        batch_size=options.batch_size,
+        verbose=0,
+        return_dict=True,
+    )["loss"]
+
+
+def as_keras(windows: Windows | None) -> tuple | None:
+    """Return inputs, targets and weights, as `validation_data` takes them."""
+    return windows and (windows.inputs, windows.targets, windows.weights)
+
+
+def loggers(options: argparse.Namespace) -> list[Any]:
+    """Return the callbacks that log elsewhere."""
+    found = []
+    if options.tensorboard:
+        import keras
+
+        folder = str(options.tensorboard)
+        found.append(keras.callbacks.TensorBoard(folder, write_graph=False))
+    if options.wandb:
+        import wandb
+        from wandb.integration.keras import WandbMetricsLogger
+
+        config = {name: as_json(v) for name, v in vars(options).items()}
+        wandb.init(project=options.wandb, config=config)
+        found.append(WandbMetricsLogger())
+    return found
+
+
+# Checkpoints.
+
+
+def save_checkpoint(
+    model: Any, progress: Progress, settings: dict, options: argparse.Namespace
+) -> None:
+    """Write all that is needed to go on, whole or not at all, and drop the former."""
+    former = checkpoints(options.output_dir)
+    partial = options.output_dir / ".checkpoint"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_adapter(model, partial / ADAPTER, options)
+    if options.use_lora:
+        save_variables(model.optimizer.variables, partial / OPTIMIZER)
+    else:
+        import keras_randlora as kr
+
+        kr.save_optimizer(model, partial / OPTIMIZER)
+    content = {"settings": settings, "progress": dataclasses.asdict(progress)}
+    (partial / PROGRESS).write_text(json.dumps(content) + "\n")
+    partial.rename(options.output_dir / f"checkpoint-{progress.step}")
+    for folder in former:
+        shutil.rmtree(folder)
+
+
+def restore(folder: Path, model: Any, settings: dict) -> Progress:
+    """Set adapter and optimizer of a compiled model; return how far it had come."""
+    import keras_randlora as kr
+
+    content = json.loads((folder / PROGRESS).read_text())
+    for name, value in settings.items():
+        found = content["settings"].get(name)
+        if found != value:
+            raise UserError(
+                f"--resume goes on with the options of the interrupted run, which had "
+                f"{name}={found!r}. Received: {name}={value!r}."
+            )
+    with user_choices():
+        if settings["use_lora"]:
+            model.optimizer.build(model.trainable_variables)
+            load_variables(model.trainable_variables, folder / ADAPTER)
+            load_variables(model.optimizer.variables, folder / OPTIMIZER)
+        else:
+            kr.load_adapter(model, folder / ADAPTER)
+            kr.load_optimizer(model, folder / OPTIMIZER)
+    progress = Progress(**content["progress"])
+    progress.validation = [tuple(point) for point in progress.validation]
+    return progress
+
+
+def find_checkpoint(options: argparse.Namespace) -> Path | None:
+    """Return the checkpoint to go on from, `None` for a new run."""
+    found = checkpoints(options.output_dir)
+    if options.resume and not found:
+        raise UserError(f"--resume: there is no checkpoint in {options.output_dir}.")
+    if found and not options.resume:
+        raise UserError(
+            f"{found[-1]} is of a run that was interrupted: pass --resume to go on, or "
+            "another --output_dir."
+        )
+    return found[-1] if found else None
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Return the complete checkpoints of a folder, the latest last."""
+    found = output.glob("checkpoint-*")
+    return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+
+def settings(options: argparse.Namespace, data: Data) -> dict[str, Any]:
+    """Return what a resumed run must share with the interrupted one."""
+    shared = {n: as_json(v) for n, v in vars(options).items() if n not in FREE}
+    content = np.ascontiguousarray(data.training.token_ids)
+    return {**shared, "checksum of the data": zlib.crc32(content)}
+
+
+def save_adapter(model: Any, path: Path, options: argparse.Namespace) -> None:
+    """Write what is trained."""
+    import keras_randlora as kr
+
+    if options.use_lora:
+        save_variables(model.trainable_variables, path)
+    else:
+        kr.save_adapter(model, path)
+
+
+def save_variables(variables: Sequence[Any], path: Path) -> None:
+    """Write variables in their order; kr's own files are for RandLoRA only."""
+    import keras
+    from safetensors.numpy import save
+
+    from keras_randlora.atomic import write_atomically
+
+    names = (f"{i}/{variable.path}" for i, variable in enumerate(variables))
+    arrays = map(keras.ops.convert_to_numpy, variables)
+    write_atomically(path, save(dict(zip(names, map(np.array, arrays), strict=True))))
+
+
+def load_variables(variables: Sequence[Any], path: Path) -> None:
+    """Set what `save_variables` wrote."""
+    from safetensors.numpy import load_file
+
+    arrays = load_file(path)
+    for i, variable in enumerate(variables):
+        variable.assign(arrays[f"{i}/{variable.path}"])
+
+
+# Results.
+
+
+def show_plan(trained: int, steps: int, data: Data, progress: Progress) -> None:
+    """Print what is about to happen."""
+    held = 0 if data.validation is None else len(data.validation.token_ids)
+    print(
+        f"{trained:,} trained numbers, {len(data.training.token_ids):,} rows of "
+        f"{data.training.token_ids.shape[1]} tokens, {held:,} to validate on, "
+        f"{steps:,} steps."
+    )
+    if progress.step:
+        print(f"Going on after step {progress.step}.")
+
+
+def show_results(output: Path, progress: Progress, options: argparse.Namespace) -> None:
+    """Print the losses and what was written."""
+    if progress.validation:
+        first, last = progress.validation[0][1], progress.best
+        print(f"\nValidation loss {first:.4f} before, {last:.4f} at its lowest.")
+    print(f"Adapter: {output / ADAPTER}")
+    if options.merge_to is not None:
+        print(f"Merged model: {options.merge_to}")
+    print(f"Curves: {output / 'curves.png'}; all numbers: {output / 'run.json'}")
+
+
+def plot(path: Path, progress: Progress, options: argparse.Namespace) -> None:
+    """Draw the loss of each step and the validation losses."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    ink, quiet, accent = "#22313f", "#a9b5bf", "#d1495b"
+    steps = np.arange(1, len(progress.training) + 1)
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), dpi=160)
+    axes.plot(steps, progress.training, color=quiet, lw=1, label="training, each step")
+    axes.plot(
+        steps, smoothed(progress.training), color=ink, lw=2, label="training, smoothed"
+    )
+    if progress.validation:
+        places, losses = zip(*progress.validation, strict=True)
+        axes.plot(places, losses, "o-", color=accent, ms=5, lw=1.5, label="validation")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("Optimizer step")
+    axes.set_ylabel("Cross-entropy (nats per learned token)")
+    method = "LoRA" if options.use_lora else "RandLoRA"
+    title = f"{options.base_model}, {method} rank {options.rank}, {options.backend}"
+    axes.set_title(title, loc="left", color=ink)
+    axes.grid(axis="y", color="#e6eaed", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
