@@ -7,13 +7,14 @@ import pytest
 
 from benchmarks import quantized_training
 
-# Held-out perplexity over that of the model in floating point.
-BEFORE, AFTER = 1.15, 1.12
+# Held-out perplexity over that of the model in floating point; measured on JAX: 1.237
+# before, 1.008 after.
+BEFORE, AFTER = 1.15, 1.03
 
 
 def test_int4_comes_near_the_perplexity_of_float(tmp_path):
     out = tmp_path / "rows.json"
-    what = ["--quantizations", "float32", "int4-32", "--steps", "30", "--rank", "32"]
+    what = ["--quantizations", "float32", "int4-32", "--steps", "60"]
     where = ["--backend", keras.backend.backend(), "--out", str(out)]
     assert quantized_training.main([*what, *where]) == 0
     in_float, quantized = json.loads(out.read_text())["cases"][0]["rows"]

@@ -26,7 +26,7 @@ PASSED_BY = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantiz
 
 def blocks():
     found = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
-    assert len(found) == 4
+    assert len(found) == 5
     return found
 
 
