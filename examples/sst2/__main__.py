@@ -24,8 +24,8 @@ from examples.sst2.experiments import (
     EXPERIMENTS,
     RATES,
     Options,
-    chosen_rate,
     planned,
+    rate_of,
 )
 
 OUT = Path(__file__).parent / "runs.jsonl"
@@ -65,7 +65,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = figures.add_argument
     add("--folder", type=Path, default=Path("docs/figures"), help="of the pictures")
     add("--html", type=Path, help="also the loss plane as a page, about 5 MB")
-    add("--lora", default="lora-16", help="the LoRA of the figures")
+    add("--lora", default="matrixlora-16", help="the LoRA of the figures")
     add("--randlora", default="randlora-as-lora-16:2", help="the RandLoRA")
     add("--sentences", type=positive(int), default=128, help="of CKA and of the losses")
     add("--resolution", type=positive(int), default=11, help="points of the loss plane")
@@ -131,7 +131,7 @@ def draw_figures(given: argparse.Namespace) -> None:
     """Train three methods from one start, draw them, print the numbers."""
     options, records = options_of(given), runs.read(given.out)
     rates = {
-        method: options.learning_rate or chosen_rate(method, options, records)
+        method: rate_of(method, options, records)
         for method in ("full", given.lora, given.randlora)
     }
     import numpy as np

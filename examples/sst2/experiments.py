@@ -112,7 +112,7 @@ def planned(
     methods = options.methods or EXPERIMENTS[experiment]
     tuning = experiment == "learning-rates"
     rates = {
-        method: options.rates if tuning else (_rate(method, options, records),)
+        method: options.rates if tuning else (rate_of(method, options, records),)
         for method in methods
     }
     return [
@@ -171,7 +171,8 @@ def chosen_rate(method: str, options: Options, records: Iterable[runs.Record]) -
     return min(losses, key=lambda rate: statistics.fmean(losses[rate]))
 
 
-def _rate(method: str, options: Options, records: list[runs.Record]) -> float:
+def rate_of(method: str, options: Options, records: Iterable[runs.Record]) -> float:
+    """Return the learning rate of a method: the one given, or the one chosen."""
     if options.learning_rate is not None:
         return options.learning_rate
     return chosen_rate(tuned_as(method), options, records)
