@@ -27,7 +27,7 @@ from command_line import (
     user_choices,
 )
 from pretrained import MODELS, resolve, restore_word_split
-from text_data import Windows, load_documents, pack, split
+from text_data import Windows, load_documents, pack, split, unit_mean
 
 HELD_OUT_FRACTION = 0.2
 HELD_OUT_WINDOWS = 32
@@ -261,11 +261,6 @@ def shuffled(windows: Windows, count: int, seed: int) -> Windows:
     rounds = [generator.permutation(total) for _ in range(math.ceil(count / total))]
     order = np.concatenate(rounds)[:count]
     return Windows(*(array[order] for array in windows))
-
-
-def unit_mean(weights: np.ndarray) -> np.ndarray:
-    """Scale weights so that Keras's mean over all tokens is one over learned tokens."""
-    return weights / weights.mean()
 
 
 def observe(model: Any, preprocessor: Any, text: Text) -> Observation:

@@ -27,6 +27,15 @@ import numpy as np
 # Run as a file, it has only its neighbours on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from checkpoints import (
+    ADAPTER,
+    Progress,
+    checkpoints,
+    find_checkpoint,
+    restore,
+    save_adapter,
+    save_checkpoint,
+)
 from command_line import (
     BACKENDS,
     OneLineParser,
@@ -35,13 +44,23 @@ from command_line import (
     positive,
     user_choices,
 )
-from demo import as_json, load, new_folder, smoothed, timed, unit_mean
+from demo import as_json, load, new_folder, smoothed, timed
 from pretrained import MODELS
-from text_data import Document, Tokenizer, Windows, load_documents, pack, split
+from text_data import (
+    Document,
+    Tokenizer,
+    Windows,
+    encode,
+    load_documents,
+    pack,
+    rows,
+    split,
+    unit_mean,
+    whole_batches,
+)
 
 from benchmarks import machine, memory
 
-ADAPTER, OPTIMIZER, PROGRESS = "adapter.safetensors", "optimizer.safetensors", "at.json"
 HELD_OUT_FRACTION = 0.1  # of plain text
 # A resumed run may differ from the interrupted one in these.
 FREE = ("output_dir", "resume", "device", "save_step", "patience", "merge_to")
@@ -58,27 +77,6 @@ class Data(NamedTuple):
 
     training: Windows
     validation: Windows | None
-
-
-@dataclasses.dataclass
-class Progress:
-    """How far a run has come; a checkpoint holds it beside the trained numbers.
-
-    Attributes:
-        step: Optimizer steps taken.
-        training: The loss of each step, in nats a token.
-        validation: Steps taken and loss of each evaluation.
-        best: The lowest validation loss after training began.
-        waited: Evaluations since then.
-        seconds: Time spent training, before an interruption too.
-    """
-
-    step: int = 0
-    training: list[float] = dataclasses.field(default_factory=list)
-    validation: list[tuple[int, float]] = dataclasses.field(default_factory=list)
-    best: float = math.inf
-    waited: int = 0
-    seconds: float = 0.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -372,54 +370,6 @@ def answer_rows(
     return made
 
 
-def encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the tokens of a prompt after the start token, and of an answer to its end.
-
-    A tokenizer without a start or an end token adds none.
-    """
-    start = getattr(tokenizer, "start_token_id", None)
-    end = getattr(tokenizer, "end_token_id", None)
-    prompt, answer = (
-        [int(i) for i in tokenizer.tokenize(text)] if text else [] for text in document
-    )
-    return [i for i in (start, *prompt) if i is not None], [
-        i for i in (*answer, end) if i is not None
-    ]
-
-
-def rows(
-    pairs: Sequence[tuple[list[int], list[int]]], length: int, tokenizer: Tokenizer
-) -> Windows:
-    """Return a padded row for each prompt and answer; weights are 1 on answers.
-
-    Padding stands after the answers, where no token of a causal model looks. What does
-    not fit is cut from the end, and rows without any of their answer are left out.
-    """
-    padding = getattr(tokenizer, "pad_token_id", None) or 0
-    fitting = [pair for pair in pairs if len(pair[0]) <= length]
-    token_ids = np.full((len(fitting), length + 1), padding, "int32")
-    learned = np.zeros((len(fitting), length + 1), "float32")
-    for row, (prompt, answer) in enumerate(fitting):
-        ids = [*prompt, *answer][: length + 1]
-        token_ids[row, : len(ids)] = ids
-        learned[row, len(prompt) : len(ids)] = 1
-    return Windows(token_ids[:, :-1], token_ids[:, 1:], learned[:, 1:])
-
-
-def whole_batches(windows: Windows, batch_size: int) -> Windows:
-    """Repeat the first row without weight up to whole batches; scale the weights.
-
-    So there is one shape to compile, and Keras's mean is that over learned tokens.
-    """
-    missing = -len(windows.token_ids) % batch_size
-    token_ids, targets, weights = (
-        np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
-        for array in windows
-    )
-    weights[len(weights) - missing :] = 0
-    return Windows(token_ids, targets, unit_mean(weights))
-
-
 def order_of_rows(seed: int, total: int) -> Iterator[int]:
     """Yield rows at random without end; each is used before one comes again."""
     generator = np.random.default_rng(seed)
@@ -498,6 +448,13 @@ def merge(options: argparse.Namespace, adapter: Path) -> None:
 
 
 # Training.
+
+
+def settings(options: argparse.Namespace, data: Data) -> dict[str, Any]:
+    """Return what a resumed run must share with the interrupted one."""
+    shared = {n: as_json(v) for n, v in vars(options).items() if n not in FREE}
+    content = np.ascontiguousarray(data.training.token_ids)
+    return {**shared, "checksum of the data": zlib.crc32(content)}
 
 
 def train(
@@ -640,113 +597,6 @@ def loggers(options: argparse.Namespace) -> list[Any]:
         wandb.init(project=options.wandb, config=config)
         found.append(WandbMetricsLogger())
     return found
-
-
-# Checkpoints.
-
-
-def save_checkpoint(
-    model: Any, progress: Progress, settings: dict, options: argparse.Namespace
-) -> None:
-    """Write all that is needed to go on, whole or not at all, and drop the former."""
-    former = checkpoints(options.output_dir)
-    partial = options.output_dir / ".checkpoint"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_adapter(model, partial / ADAPTER, options)
-    if options.use_lora:
-        save_variables(model.optimizer.variables, partial / OPTIMIZER)
-    else:
-        import keras_randlora as kr
-
-        kr.save_optimizer(model, partial / OPTIMIZER)
-    content = {"settings": settings, "progress": dataclasses.asdict(progress)}
-    (partial / PROGRESS).write_text(json.dumps(content) + "\n")
-    partial.rename(options.output_dir / f"checkpoint-{progress.step}")
-    for folder in former:
-        shutil.rmtree(folder)
-
-
-def restore(folder: Path, model: Any, settings: dict) -> Progress:
-    """Set adapter and optimizer of a compiled model; return how far it had come."""
-    import keras_randlora as kr
-
-    content = json.loads((folder / PROGRESS).read_text())
-    for name, value in settings.items():
-        found = content["settings"].get(name)
-        if found != value:
-            raise UserError(
-                f"--resume goes on with the options of the interrupted run, which had "
-                f"{name}={found!r}. Received: {name}={value!r}."
-            )
-    with user_choices():
-        if settings["use_lora"]:
-            model.optimizer.build(model.trainable_variables)
-            load_variables(model.trainable_variables, folder / ADAPTER)
-            load_variables(model.optimizer.variables, folder / OPTIMIZER)
-        else:
-            kr.load_adapter(model, folder / ADAPTER)
-            kr.load_optimizer(model, folder / OPTIMIZER)
-    progress = Progress(**content["progress"])
-    progress.validation = [tuple(point) for point in progress.validation]
-    return progress
-
-
-def find_checkpoint(options: argparse.Namespace) -> Path | None:
-    """Return the checkpoint to go on from, `None` for a new run."""
-    found = checkpoints(options.output_dir)
-    if options.resume and not found:
-        raise UserError(f"--resume: there is no checkpoint in {options.output_dir}.")
-    if found and not options.resume:
-        raise UserError(
-            f"{found[-1]} is of a run that was interrupted: pass --resume to go on, or "
-            "another --output_dir."
-        )
-    return found[-1] if found else None
-
-
-def checkpoints(output: Path) -> list[Path]:
-    """Return the complete checkpoints of a folder, the latest last."""
-    found = output.glob("checkpoint-*")
-    return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
-
-
-def settings(options: argparse.Namespace, data: Data) -> dict[str, Any]:
-    """Return what a resumed run must share with the interrupted one."""
-    shared = {n: as_json(v) for n, v in vars(options).items() if n not in FREE}
-    content = np.ascontiguousarray(data.training.token_ids)
-    return {**shared, "checksum of the data": zlib.crc32(content)}
-
-
-def save_adapter(model: Any, path: Path, options: argparse.Namespace) -> None:
-    """Write what is trained."""
-    import keras_randlora as kr
-
-    if options.use_lora:
-        save_variables(model.trainable_variables, path)
-    else:
-        kr.save_adapter(model, path)
-
-
-def save_variables(variables: Sequence[Any], path: Path) -> None:
-    """Write variables in their order; kr's own files are for RandLoRA only."""
-    import keras
-    from safetensors.numpy import save
-
-    from keras_randlora.atomic import write_atomically
-
-    names = (f"{i}/{variable.path}" for i, variable in enumerate(variables))
-    arrays = map(keras.ops.convert_to_numpy, variables)
-    write_atomically(path, save(dict(zip(names, map(np.array, arrays), strict=True))))
-
-
-def load_variables(variables: Sequence[Any], path: Path) -> None:
-    """Set what `save_variables` wrote."""
-    from safetensors.numpy import load_file
-
-    arrays = load_file(path)
-    for i, variable in enumerate(variables):
-        variable.assign(arrays[f"{i}/{variable.path}"])
 
 
 # Results.

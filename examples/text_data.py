@@ -173,6 +173,59 @@ def pack(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Wi
     )
 
 
+def encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the tokens of a prompt after the start token, and of an answer to its end.
+
+    A tokenizer without a start or an end token adds none.
+    """
+    start = getattr(tokenizer, "start_token_id", None)
+    end = getattr(tokenizer, "end_token_id", None)
+    prompt, answer = (
+        [int(i) for i in tokenizer.tokenize(text)] if text else [] for text in document
+    )
+    return [i for i in (start, *prompt) if i is not None], [
+        i for i in (*answer, end) if i is not None
+    ]
+
+
+def rows(
+    pairs: Sequence[tuple[list[int], list[int]]], length: int, tokenizer: Tokenizer
+) -> Windows:
+    """Return a padded row for each prompt and answer; weights are 1 on answers.
+
+    Padding stands after the answers, where no token of a causal model looks. What does
+    not fit is cut from the end, and rows without any of their answer are left out.
+    """
+    padding = getattr(tokenizer, "pad_token_id", None) or 0
+    fitting = [pair for pair in pairs if len(pair[0]) <= length]
+    token_ids = np.full((len(fitting), length + 1), padding, "int32")
+    learned = np.zeros((len(fitting), length + 1), "float32")
+    for row, (prompt, answer) in enumerate(fitting):
+        ids = [*prompt, *answer][: length + 1]
+        token_ids[row, : len(ids)] = ids
+        learned[row, len(prompt) : len(ids)] = 1
+    return Windows(token_ids[:, :-1], token_ids[:, 1:], learned[:, 1:])
+
+
+def whole_batches(windows: Windows, batch_size: int) -> Windows:
+    """Repeat the first row without weight up to whole batches; scale the weights.
+
+    So there is one shape to compile, and Keras's mean is that over learned tokens.
+    """
+    missing = -len(windows.token_ids) % batch_size
+    token_ids, targets, weights = (
+        np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
+        for array in windows
+    )
+    weights[len(weights) - missing :] = 0
+    return Windows(token_ids, targets, unit_mean(weights))
+
+
+def unit_mean(weights: np.ndarray) -> np.ndarray:
+    """Scale weights so that Keras's mean over all tokens is one over learned tokens."""
+    return weights / weights.mean()
+
+
 def alpaca_prompt(instruction: str, context: str = "") -> str:
     """Return the Alpaca prompt that an answer follows."""
     template = ALPACA_PROMPT_WITH_INPUT if context else ALPACA_PROMPT

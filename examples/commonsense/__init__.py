@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-# `demo`, `text_data` and `randlora_finetuning` import each other as neighbours.
+# `demo`, `text_data` and others there import each other as neighbours.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

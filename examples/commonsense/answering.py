@@ -7,8 +7,7 @@ import keras
 import numpy as np
 from command_line import UserError
 from keras import ops
-from randlora_finetuning import encode, rows
-from text_data import Document, Tokenizer, Windows
+from text_data import Document, Tokenizer, Windows, encode, rows
 
 from examples.commonsense.questions import Question, answer_in
 

@@ -1,0 +1,137 @@
+"""Checkpoints of `randlora_finetuning.py`: all that is needed to go on, or nothing.
+
+A checkpoint is a folder `checkpoint-STEP` with what is trained, the state of the
+optimizer, and how far the run has come.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from command_line import UserError, user_choices
+
+ADAPTER, OPTIMIZER, PROGRESS = "adapter.safetensors", "optimizer.safetensors", "at.json"
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come; a checkpoint holds it beside the trained numbers.
+
+    Attributes:
+        step: Optimizer steps taken.
+        training: The loss of each step, in nats a token.
+        validation: Steps taken and loss of each evaluation.
+        best: The lowest validation loss after training began.
+        waited: Evaluations since then.
+        seconds: Time spent training, before an interruption too.
+    """
+
+    step: int = 0
+    training: list[float] = dataclasses.field(default_factory=list)
+    validation: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    best: float = math.inf
+    waited: int = 0
+    seconds: float = 0.0
+
+
+def save_checkpoint(
+    model: Any, progress: Progress, settings: dict, options: argparse.Namespace
+) -> None:
+    """Write all that is needed to go on, whole or not at all, and drop the former."""
+    former = checkpoints(options.output_dir)
+    partial = options.output_dir / ".checkpoint"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_adapter(model, partial / ADAPTER, options)
+    if options.use_lora:
+        save_variables(model.optimizer.variables, partial / OPTIMIZER)
+    else:
+        import keras_randlora as kr
+
+        kr.save_optimizer(model, partial / OPTIMIZER)
+    content = {"settings": settings, "progress": dataclasses.asdict(progress)}
+    (partial / PROGRESS).write_text(json.dumps(content) + "\n")
+    partial.rename(options.output_dir / f"checkpoint-{progress.step}")
+    for folder in former:
+        shutil.rmtree(folder)
+
+
+def restore(folder: Path, model: Any, settings: dict) -> Progress:
+    """Set adapter and optimizer of a compiled model; return how far it had come."""
+    import keras_randlora as kr
+
+    content = json.loads((folder / PROGRESS).read_text())
+    for name, value in settings.items():
+        found = content["settings"].get(name)
+        if found != value:
+            raise UserError(
+                f"--resume goes on with the options of the interrupted run, which had "
+                f"{name}={found!r}. Received: {name}={value!r}."
+            )
+    with user_choices():
+        if settings["use_lora"]:
+            model.optimizer.build(model.trainable_variables)
+            load_variables(model.trainable_variables, folder / ADAPTER)
+            load_variables(model.optimizer.variables, folder / OPTIMIZER)
+        else:
+            kr.load_adapter(model, folder / ADAPTER)
+            kr.load_optimizer(model, folder / OPTIMIZER)
+    progress = Progress(**content["progress"])
+    progress.validation = [tuple(point) for point in progress.validation]
+    return progress
+
+
+def find_checkpoint(options: argparse.Namespace) -> Path | None:
+    """Return the checkpoint to go on from, `None` for a new run."""
+    found = checkpoints(options.output_dir)
+    if options.resume and not found:
+        raise UserError(f"--resume: there is no checkpoint in {options.output_dir}.")
+    if found and not options.resume:
+        raise UserError(
+            f"{found[-1]} is of a run that was interrupted: pass --resume to go on, or "
+            "another --output_dir."
+        )
+    return found[-1] if found else None
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Return the complete checkpoints of a folder, the latest last."""
+    found = output.glob("checkpoint-*")
+    return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+
+def save_adapter(model: Any, path: Path, options: argparse.Namespace) -> None:
+    """Write what is trained."""
+    import keras_randlora as kr
+
+    if options.use_lora:
+        save_variables(model.trainable_variables, path)
+    else:
+        kr.save_adapter(model, path)
+
+
+def save_variables(variables: Sequence[Any], path: Path) -> None:
+    """Write variables in their order; kr's own files are for RandLoRA only."""
+    import keras
+    from safetensors.numpy import save
+
+    from keras_randlora.atomic import write_atomically
+
+    names = (f"{i}/{variable.path}" for i, variable in enumerate(variables))
+    arrays = map(keras.ops.convert_to_numpy, variables)
+    write_atomically(path, save(dict(zip(names, map(np.array, arrays), strict=True))))
+
+
+def load_variables(variables: Sequence[Any], path: Path) -> None:
+    """Set what `save_variables` wrote."""
+    from safetensors.numpy import load_file
+
+    arrays = load_file(path)
+    for i, variable in enumerate(variables):
+        variable.assign(arrays[f"{i}/{variable.path}"])
