@@ -70,12 +70,12 @@ def quantize(model: Any, mode: str, block: int | None, embedding: bool) -> None:
 
 def perplexity(model: Any, held_out: Any) -> float:
     """Return the perplexity on the held-out windows."""
-    import demo
+    from text_data import unit_mean
 
     loss = model.evaluate(
         held_out.inputs,
         held_out.targets,
-        sample_weight=demo.unit_mean(held_out.weights),
+        sample_weight=unit_mean(held_out.weights),
         batch_size=4,
         verbose=0,
         return_dict=True,
