@@ -1,0 +1,141 @@
+"""Which runs the comparison consists of, the rates they take, and its tables.
+
+First every method tries the same learning rates and is judged by the validation part;
+then it is trained with the best one from several seeds and judged by the test part.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from examples import runs
+from examples.command_line import UserError
+
+METHODS = (
+    "full",
+    "head",
+    "lora-4",
+    "lora-16",
+    "randlora-as-lora-4",
+    "randlora-as-lora-16",
+    "randlora-as-lora-16-kronecker",
+    "vera-96",
+)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+TUNING_SEED = 1000  # none of those that the test part judges
+
+# Runs are comparable that agree in these.
+SETTINGS = ("pictures", "preset", "steps", "batch_size", "backend")
+COLUMNS = {
+    "test accuracy, %": ("accuracy", 1, 0.01),
+    "test loss": ("loss", 3, 1),
+    "trained": ("trained", 0, 1),
+    "% of all": ("share", 1, 0.01),
+    "learning rate": ("learning_rate", 4, 1),
+    "s a run": ("seconds", 1, 1),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its fields identify its record.
+
+    Attributes:
+        part: What it is judged by: `validation` or `test`.
+        method: A method of `examples/methods.py`.
+        seed: Of the bases, a new head and the order of the pictures.
+        learning_rate: The highest one.
+        steps: Optimizer steps.
+        batch_size: Pictures of a step.
+        preset: What is fine-tuned.
+        pictures: Their folder, or `digits`.
+        backend: What Keras runs on.
+    """
+
+    part: str
+    method: str
+    seed: int
+    learning_rate: float
+    steps: int
+    batch_size: int
+    preset: str
+    pictures: str
+    backend: str
+
+
+def tuning(common: Run, methods: Iterable[str], rates: Iterable[float]) -> list[Run]:
+    """Return the runs that try each rate with each method."""
+    plan = replace(common, part="validation", seed=TUNING_SEED)
+    rates = list(rates)
+    return [
+        replace(plan, method=method, learning_rate=rate)
+        for method in methods
+        for rate in rates
+    ]
+
+
+def judged(
+    common: Run, methods: Iterable[str], seeds: int, records: Iterable[runs.Record]
+) -> list[Run]:
+    """Return the runs that the test part judges, with the rates that were chosen."""
+    records = list(records)
+    plans = [
+        replace(
+            common, method=method, learning_rate=chosen_rate(common, method, records)
+        )
+        for method in methods
+    ]
+    return [
+        replace(plan, part="test", seed=seed) for seed in range(seeds) for plan in plans
+    ]
+
+
+def chosen_rate(common: Run, method: str, records: Iterable[runs.Record]) -> float:
+    """Return the rate with the lowest loss on the validation part.
+
+    Raises:
+        UserError: No rate was tried.
+    """
+    settings = {name: getattr(common, name) for name in SETTINGS}
+    tried = runs.matching(records, part="validation", method=method, **settings)
+    if not tried:
+        raise UserError(
+            f"No learning rate is chosen for {method!r} with {settings}: run `compare` "
+            "into the same `--out` with the same options, or give `--learning-rate`."
+        )
+    return min(tried, key=lambda record: record["loss"])["learning_rate"]
+
+
+def tables(records: Iterable[runs.Record]) -> str:
+    """Return the Markdown tables of the records, for each setting two."""
+    parts = []
+    for title, group in _by_settings(records):
+        tried = runs.matching(group, part="validation")
+        final = runs.matching(group, part="test")
+        parts += [
+            f"## {title}",
+            "Judged by the test part, with the learning rate chosen before:",
+            runs.table(final, "method", COLUMNS),
+            "Loss on the validation part, by learning rate:",
+            _tuning_table(tried),
+        ]
+    return "\n\n".join(parts)
+
+
+def _tuning_table(records: list[runs.Record]) -> str:
+    rates = sorted({record["learning_rate"] for record in records})
+    lines = [
+        {"method": r["method"], f"{r['learning_rate']:g}": r["loss"]} for r in records
+    ]
+    columns = {f"{rate:g}": (f"{rate:g}", 3, 1) for rate in rates}
+    return runs.table(lines, "method", columns)
+
+
+def _by_settings(
+    records: Iterable[runs.Record],
+) -> Iterator[tuple[str, list[runs.Record]]]:
+    """Yield comparable records under what they have in common."""
+    records = list(records)
+    for values in dict.fromkeys(tuple(r[name] for name in SETTINGS) for r in records):
+        settings = dict(zip(SETTINGS, values, strict=True))
+        title = "{pictures}, {preset}, {steps} steps of {batch_size}, {backend}"
+        yield title.format(**settings), runs.matching(records, **settings)
