@@ -62,17 +62,20 @@ def load(preset: str, classes: int) -> tuple[keras.Model, keras.layers.Layer]:
             preset, preprocessor=None, **head
         )
     except (ValueError, OSError) as error:
-        raise UserError(
-            f"No vision transformer could be loaded. Received: preset={preset!r}; "
-            "`pretrain` and `dinov2` write one to `--folder`. keras-hub says: "
-            f"{error}"
-        ) from error
+        raise _not_loaded(preset, error) from error
     return model, load_converter(preset)
 
 
 def load_converter(preset: str) -> keras.layers.Layer:
-    """Return what converts pictures of 0 to 255 to what the preset's model takes."""
-    return keras_hub.layers.ViTImageConverter.from_preset(preset)
+    """Return what converts pictures of 0 to 255 to what the preset's model takes.
+
+    Raises:
+        UserError: There is no such preset of a vision transformer.
+    """
+    try:
+        return keras_hub.layers.ViTImageConverter.from_preset(preset)
+    except (ValueError, OSError) as error:
+        raise _not_loaded(preset, error) from error
 
 
 def converted(converter: keras.layers.Layer, pixels: np.ndarray) -> np.ndarray:
@@ -94,6 +97,13 @@ def logits(
         for part in rows.reshape(-1, batch_size)
     ]
     return np.concatenate(found)[:count].astype("float64")
+
+
+def _not_loaded(preset: str, error: Exception) -> UserError:
+    return UserError(
+        f"No vision transformer could be loaded. Received: preset={preset!r}; "
+        f"`pretrain` and `dinov2` write one to `--folder`. keras-hub says: {error}"
+    )
 
 
 def _classes_of(preset: str) -> int | None:
