@@ -172,17 +172,24 @@ def preset(tmp_path):
 
 
 def test_a_preset_keeps_its_head_for_as_many_classes(preset):
-    kept, _ = model.load(str(preset), 10)
-    again, converter = model.load(str(preset), 10)
-    new, _ = model.load(str(preset), 3)
-    shown = pictures(5)
-    found = model.logits(kept, converter, shown.pixels, batch_size=4)
-    assert found.shape == (5, 10)
-    same = model.logits(again, converter, shown.pixels, batch_size=2)
-    np.testing.assert_allclose(found, same, atol=1e-5)
-    assert new.output_shape == (None, 3)
-    inputs = model.converted(converter, shown.pixels)
-    np.testing.assert_allclose(inputs, shown.pixels / 127.5 - 1, atol=1e-5)
+    kernels = [
+        keras.ops.convert_to_numpy(
+            model.load(str(preset), classes)[0].layers[-1].kernel
+        )
+        for classes in (10, 10, 3)
+    ]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert kernels[2].shape == (96, 3)
+
+
+def test_logits_in_batches_of_one_size(preset):
+    classifier, converter = model.load(str(preset), 10)
+    shown = pictures(5).pixels
+    inputs = model.converted(converter, shown)
+    np.testing.assert_allclose(inputs, shown / 127.5 - 1, atol=1e-5)
+    expected = classifier.predict_on_batch(inputs)
+    found = model.logits(classifier, converter, shown, batch_size=4)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_what_is_no_preset_is_said_in_one_line(tmp_path, digits_file, capsys):
@@ -213,23 +220,26 @@ def test_from_a_preset_to_the_exported_model(
     monkeypatch.setenv("KERAS_BACKEND", "restored after the test")
     common = ["--backend", keras.backend.backend(), "--digits", str(digits_file)]
     common += ["--steps", "2", "--batch-size", "8", "--folder", str(preset)]
-    common += ["--out", str(tmp_path / "runs.jsonl")]
-    methods = ["--methods", "randlora-16"]
-    compare = ["compare", *common, *methods, "--seeds", "1", "--rates", "0.01"]
-    assert cli.main(compare) == 0
-    records = runs.read(tmp_path / "runs.jsonl")
-    assert [(r["part"], r["method"], r["seed"]) for r in records] == [
-        ("validation", "randlora-16", comparison.TUNING_SEED),
-        ("test", "randlora-16", 0),
-    ]
-    assert 10 * 97 < records[1]["trained"] and records[1]["share"] < 0.5
+    out = tmp_path / "runs.jsonl"
+    common += ["--out", str(out)]
+    same = dict(steps=2, batch_size=8, preset=str(preset))
+    same |= dict(backend=keras.backend.backend(), seed=comparison.TUNING_SEED)
+    for rate, loss in ((0.01, 0.1), (0.02, 0.2)):
+        tried = record("validation", "randlora-16", rate, loss, **same)
+        runs.append(tried, out)
+    compare = ["compare", *common, "--methods", "randlora-16", "--seeds", "1"]
+    assert cli.main([*compare, "--rates", "0.01", "0.02"]) == 0
+    *tried, final = runs.read(out)
+    assert len(tried) == 2
+    assert (final["part"], final["seed"], final["learning_rate"]) == ("test", 0, 0.01)
+    assert 10 * 97 < final["trained"] and final["share"] < 0.5
     capsys.readouterr()
     output = tmp_path / "output"
     predict = ["predict", *common, "--method", "randlora-16", "--output", str(output)]
     assert cli.main(predict) == 0
     said = capsys.readouterr().out
     assert float(said.split("adapted model: ")[1].split()[0]) < 1e-4
-    assert f"{records[1]['accuracy']:.1%}" in said.split("after fine-tuning: ")[1]
+    assert f"{final['accuracy']:.1%}" in said.split("after fine-tuning: ")[1]
     assert json.loads((output / "merged" / "task.json").read_text())
     assert (output / "predictions.png").stat().st_size > 10_000
 
@@ -337,7 +347,7 @@ def test_dinov2_computes_the_same_in_keras_hub():
     arrays, image = dinov2_arrays(rng), rng.normal(size=(28, 28, 3)).astype("float32")
     backbone = keras_hub.models.ViTBackbone((28, 28, 3), 14, 1, HEADS, WIDTH, 4 * WIDTH)
     dinov2.set_weights(backbone, arrays)
-    found = keras.ops.convert_to_numpy(backbone(image[None]))[0]
+    found = backbone.predict_on_batch(image[None])[0]
     np.testing.assert_allclose(found, dinov2_features(arrays, image), atol=1e-4)
 
 

@@ -42,7 +42,7 @@ class Parts(NamedTuple):
 
 
 def digits(path: Path | None = None) -> Pictures:
-    """Return scikit-learn's digits as they are: dark on bright is 0 on 255.
+    """Return scikit-learn's digits as they are, bright on dark.
 
     Args:
         path: The file `digits.csv.gz`, by default that of the installed package,

