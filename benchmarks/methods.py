@@ -9,31 +9,18 @@ from benchmarks.models import MODELS, NAMES
 def adapt_keras(model: Any, case: Case) -> None:
     """Prepare a Keras model for the case's method."""
     import keras_randlora as kr
+    from examples import methods
 
     method = parse_method(case.method)
     if method == "full":
         return
     if method == "keras-lora":
-        enable_keras_lora(model, case.targets, case.lora_rank)
+        # On exactly the layers that ours would adapt.
+        methods.adapt(model, f"lora-{case.lora_rank}", targets=list(case.targets))
         return
     kr.enable_randlora(
         model, rank=case.rank, targets=list(case.targets), **method.options()
     )
-
-
-def enable_keras_lora(model: Any, targets: Any, rank: int) -> None:
-    """Put Keras's own LoRA on exactly the layers that ours would adapt.
-
-    keras-hub's `enable_lora` knows the default names only.
-    """
-    from keras_randlora.config import RandLoRAConfig
-    from keras_randlora.targets import select
-
-    config = RandLoRAConfig(rank=rank, targets=list(targets))
-    for variable in model.weights:
-        variable.trainable = False
-    for site in select(model, config).adapted:
-        site.layer.enable_lora(rank)
 
 
 def adapt_peft(model: Any, case: Case) -> Any:
