@@ -31,6 +31,7 @@ def main() -> keras.Model:
     )
     arguments = parser.parse_args()
 
+    # --8<-- [start:model]
     # Before any variable is created: each is then laid out over the devices.
     keras.distribution.set_distribution(
         distribution(arguments.model_parallel, arguments.layout)
@@ -41,9 +42,11 @@ def main() -> keras.Model:
     fit(model, windows_for(arguments, tokenizer), arguments.batch_size)
     if jax.process_index() == 0:
         kr.save_adapter(model, arguments.output)
+    # --8<-- [end:model]
     return model
 
 
+# --8<-- [start:distribution]
 def distribution(model_parallel: int, layout: str) -> Any:
     """Return how batches and, over `model_parallel` devices, kernels are divided."""
     if model_parallel == 1:
@@ -55,6 +58,9 @@ def distribution(model_parallel: int, layout: str) -> Any:
     return keras.distribution.ModelParallel(
         layout_map=kr.layout_map(base_map), batch_dim_name="batch"
     )
+
+
+# --8<-- [end:distribution]
 
 
 if __name__ == "__main__":

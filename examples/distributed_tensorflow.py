@@ -21,6 +21,7 @@ def main() -> keras.Model:
     parser.add_argument("--cpu-devices", type=int, help="train on so many CPU devices")
     arguments = parser.parse_args()
 
+    # --8<-- [start:model]
     strategy = tf.distribute.MirroredStrategy(devices(arguments.cpu_devices))
     with strategy.scope():  # each variable is mirrored on the devices
         model, tokenizer = load(arguments.preset)
@@ -28,6 +29,7 @@ def main() -> keras.Model:
         model.compile(**loss_and_optimizer(arguments))
     fit(model, windows_for(arguments, tokenizer), arguments.batch_size)
     kr.save_adapter(model, arguments.output)
+    # --8<-- [end:model]
     return model
 
 

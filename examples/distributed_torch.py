@@ -32,12 +32,14 @@ def main() -> keras.Model:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
+    # --8<-- [start:model]
     model, tokenizer = load(arguments.preset)
     report = kr.enable_randlora(model, arguments.rank)
     train(model, windows_for(arguments, tokenizer), arguments)
     if dist.get_rank() == 0:
         print(report)
         kr.save_adapter(model, arguments.output)
+    # --8<-- [end:model]
     dist.destroy_process_group()
     return model
 
@@ -48,6 +50,7 @@ def train(model, windows, arguments) -> None:
     rows, left = divmod(arguments.batch_size, processes)
     if left:
         raise SystemExit(f"--batch-size must be a multiple of {processes} processes")
+    # --8<-- [start:train]
     # Wrapped only now: adapters that are enabled later would not be averaged, and no
     # error would say so. Keras's own `fit` calls the model itself, past the wrapper.
     replica = DistributedDataParallel(model)
@@ -69,6 +72,7 @@ def train(model, windows, arguments) -> None:
         total += loss.item() / processes
         if rank == 0:
             print_loss(step + 1, total / (step + 1))
+    # --8<-- [end:train]
 
 
 if __name__ == "__main__":
