@@ -15,6 +15,7 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.bank import BasisBank
 from keras_randlora.budget import rank_for_budget, rank_like_lora
+from keras_randlora.callbacks import RandLoRACheckpoint, RandLoRALogger
 from keras_randlora.combine import merge_adapters
 from keras_randlora.config import RandLoRAConfig
 from keras_randlora.distribution import layout_map
@@ -33,9 +34,11 @@ __all__ = [
     "BasisBank",
     "LayerReport",
     "Plan",
+    "RandLoRACheckpoint",
     "RandLoRAConfig",
     "RandLoRADense",
     "RandLoRAEinsumDense",
+    "RandLoRALogger",
     "Report",
     "analysis",
     "base_only",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +14,11 @@ from keras import ops
 
 from keras_randlora.bank import BasisBank, GivenBasisBank
 from keras_randlora.config import GIVEN, RandLoRAConfig
+from keras_randlora.diagnostics import (
+    warn_of_large_steps,
+    warn_of_shared_kernels,
+    warn_of_zero_update,
+)
 from keras_randlora.distribution import require_same_distribution
 from keras_randlora.layers import (
     ADAPTED_CLASSES,
@@ -23,6 +28,7 @@ from keras_randlora.layers import (
     RandLoRALayer,
     own_weights,
 )
+from keras_randlora.progress import shown
 from keras_randlora.quantized import (
     float_policy,
     held_arrays,
@@ -126,7 +132,7 @@ def enable_randlora(
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])
-    >>> report = enable_randlora(model, rank=2, targets="all-linear")
+    >>> report = kr.enable_randlora(model, rank=2, targets="all-linear")
     >>> report.trainable
     12
     """
@@ -175,6 +181,7 @@ def enable_with_config(
     require_same_distribution(
         model, selection.adapted, adapter_shapes(model, config, selection)
     )
+    warn_of_shared_kernels(sites(model), selection.adapted)
     bank = _bank_for(selection, options, bases)
     flags = _trainable_flags(model)
     extra = _extra_variables(model, selection, config)
@@ -185,6 +192,8 @@ def enable_with_config(
         pass_gradients(site.layer)
     # Keras asks this before it quantizes the first layer.
     model._check_quantize_args = _refuse_to_quantize
+    # And this, in `fit` and `train_on_batch`, before the first step.
+    model.make_train_function = _checked_train_function(model, config)
     _refresh(model, selection)
     _require_new_compile(model)
     return summary(model)
@@ -225,6 +234,13 @@ def disable_randlora(model: keras.Model) -> None:
 
     Raises:
         ValueError: The model is not adapted.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> kr.disable_randlora(model)
+    >>> [weight.name for weight in model.trainable_weights]
+    ['kernel', 'bias']
     """
     state = adapted_state(model)
     _detach_all(state.selection)
@@ -245,12 +261,25 @@ def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
 
     Raises:
         ValueError: The model is not adapted.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> _ = model.get_layer("d").randlora.lambda_.assign(np.ones((2, 2)))
+    >>> x = np.ones((1, 6))
+    >>> tuned = model.predict_on_batch(x)
+    >>> kr.merge_randlora(model)
+    >>> [weight.name for weight in model.weights]
+    ['kernel', 'bias']
+    >>> bool(np.allclose(model.predict_on_batch(x), tuned, atol=1e-4))
+    True
     """
     state = adapted_state(model)
     adapted = [site.layer for site in state.selection.adapted]
+    warn_of_zero_update(model, [layer.randlora for layer in adapted])
     restored = [x for x in adapted if dequantize and x.quantization_mode is not None]
     kernels = [np.array(ops.convert_to_numpy(x.merged_kernel())) for x in restored]
-    for layer in adapted:
+    for layer in shown(adapted, "Merging", "layer"):
         if layer not in restored:
             layer.write_merged()
     _detach_all(state.selection)
@@ -269,13 +298,21 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
 
     Raises:
         ValueError: The model is not adapted.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> with kr.merged(model):
+    ...     model.save("plain.keras")  # loads without this package
+    >>> len(kr.summary(model).layers)
+    1
     """
     state = adapted_state(model)
     selection = state.selection
     adapted = [site.layer for site in selection.adapted]
     functions = _compiled_functions(model)
     kernels = [held_arrays(layer) for layer in adapted]
-    for layer in adapted:
+    for layer in shown(adapted, "Merging", "layer"):
         layer.write_merged()
     attachments = _detach_all(selection)
     state.block = "merged"
@@ -302,6 +339,18 @@ def base_only(model: keras.Model) -> Iterator[keras.Model]:
 
     Raises:
         ValueError: The model is not adapted.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> x = np.ones((1, 6))
+    >>> _ = model.get_layer("d").randlora.lambda_.assign(np.ones((2, 2)))
+    >>> tuned = model.predict_on_batch(x)
+    >>> with kr.base_only(model):
+    ...     base = model.predict_on_batch(x)
+    >>> again = model.predict_on_batch(x)
+    >>> bool(np.allclose(base, tuned)), bool(np.allclose(again, tuned))
+    (False, True)
     """
     state = adapted_state(model)
     adapters = [site.layer.randlora for site in state.selection.adapted]
@@ -404,7 +453,7 @@ def _bank_for(
 
 
 def _attach_all(selection: Selection, options: LayerOptions, bank: BasisBank) -> None:
-    for site in selection.adapted:
+    for site in shown(selection.adapted, "Adapting", "layer"):
         site.layer.__class__ = ADAPTED_CLASSES[type(site.layer)]
         site.layer.attach(options, bank)
 
@@ -449,6 +498,19 @@ def _refuse_to_quantize(*args: Any) -> None:
     )
 
 
+def _checked_train_function(
+    model: keras.Model, config: RandLoRAConfig
+) -> Callable[..., Any]:
+    """Return the model's `make_train_function`, which first looks at the options."""
+
+    def make_train_function(force: bool = False) -> Any:
+        if force or model.train_function is None:
+            warn_of_large_steps(model, config)
+        return type(model).make_train_function(model, force)
+
+    return make_train_function
+
+
 def _trainable_flags(model: keras.Model) -> list[TrainableFlag]:
     layers = [model, *(site.layer for site in sites(model))]
     return [
@@ -490,7 +552,7 @@ def _finish(model: keras.Model, state: AdaptedState) -> None:
     for site in sites(model):
         restore_rounding(site.layer)
     delattr(model, _STATE)
-    del model._check_quantize_args
+    del model._check_quantize_args, model.make_train_function
     _refresh(model, state.selection)
     renew_optimizer(model)
 

@@ -47,6 +47,12 @@ class BasisBank(keras.layers.Layer):
 
     Raises:
         ValueError: `storage` is neither of them.
+
+    Example:
+    >>> bank = kr.BasisBank(rank=2, a_columns=4, b_rows=6, b_columns=4)
+    >>> basis_a, basis_b = bank.draw()
+    >>> basis_a.shape, basis_b.shape
+    ((2, 4), (6, 4))
     """
 
     given = False

@@ -45,6 +45,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_randlora.progress import shown
+
 BLOCK = 64  # side of the right factor of `"kronecker"`: near √l for common kernels
 _BASIS_A, _BASIS_B, _SIGNS = 0, 1, 2
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -294,7 +296,7 @@ def _draw(
     distribution = DISTRIBUTIONS[spec.basis]
     basis = np.empty((rows, columns), distribution.dtype)
     chunk = max(1, _CHUNK_COUNTERS // max(1, (columns + 1) // 2))
-    for start in range(0, rows, chunk):
+    for start in shown(range(0, rows, chunk), "Drawing the bases", "block"):
         stop = min(start + chunk, rows)
         words = _words((spec.seed, which), start, stop, columns)
         if spec.sparsity is None:

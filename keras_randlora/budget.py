@@ -35,7 +35,7 @@ def rank_for_budget(
 
     Example:
     >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
-    >>> rank_for_budget(model, 1000, "all-linear")
+    >>> kr.rank_for_budget(model, 1000, "all-linear")
     4
     """
     parameters = positive_integer("parameters", parameters)
@@ -60,6 +60,11 @@ def rank_like_lora(
         lora_rank: Rank of the LoRA to compare with.
         targets: As in `enable_randlora`.
         exclude: Likewise.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
+    >>> kr.rank_like_lora(model, 8, "all-linear")  # LoRA: 8 * (64 + 64) parameters
+    4
     """
     lora_rank = positive_integer("lora_rank", lora_rank)
     layouts = _layouts(model, targets, exclude)

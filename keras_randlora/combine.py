@@ -20,6 +20,7 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.files import load_adapter, read_adapter, require_same_base
 from keras_randlora.layers import own_weights
+from keras_randlora.progress import shown
 from keras_randlora.quantized import dense_kernel, write_kernel
 from keras_randlora.targets import sites
 
@@ -44,7 +45,12 @@ def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> No
         FileNotFoundError: There is no such file.
 
     Example:
-    >>> merge_adapters(model, {"a.safetensors": 0.7, "b.safetensors": 0.3})
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> for seed, path in enumerate(["a.safetensors", "b.safetensors"]):
+    ...     _ = kr.enable_randlora(model, rank=2, targets="d", seed=seed)
+    ...     kr.save_adapter(model, path)
+    ...     kr.disable_randlora(model)
+    >>> kr.merge_adapters(model, {"a.safetensors": 0.7, "b.safetensors": 0.3})
     """
     if not adapters:
         raise ValueError("`adapters` is empty: name at least one adapter file.")
@@ -58,7 +64,7 @@ def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> No
         for key, (target, change) in _changes(model, path).items():
             total = totals[key].value if key in totals else 0.0
             totals[key] = Change(target, total + weight * change)
-    for target, change in totals.values():
+    for target, change in shown([*totals.values()], "Merging", "variable"):
         if isinstance(target, keras.Variable):
             target.assign(ops.cast(_to_float32(target) + change, target.dtype))
         else:
@@ -87,7 +93,7 @@ def _changes(model: keras.Model, path: PathLike) -> dict[str, Change]:
         f"{site.path}/kernel": Change(
             site.layer, _to_float32(site.layer.randlora.update())
         )
-        for site in state.selection.adapted
+        for site in shown(state.selection.adapted, f"Reading {path}", "layer")
     }
     for key, variable in state.extra.items():
         changes[key] = Change(variable, _to_float32(variable) - before[key])

@@ -27,10 +27,10 @@ class RandLoRAConfig:
     `20 * rank`) and section 4 of the paper.
 
     Example:
-    >>> config = RandLoRAConfig(rank=8, targets=["query", "value"])
+    >>> config = kr.RandLoRAConfig(rank=8, targets=["query", "value"])
     >>> config.alpha
     160.0
-    >>> RandLoRAConfig.from_json(config.to_json()) == config
+    >>> kr.RandLoRAConfig.from_json(config.to_json()) == config
     True
 
     Attributes:

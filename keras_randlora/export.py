@@ -32,6 +32,7 @@ from keras_randlora.adapt import (
     renew_optimizer,
     set_trainable,
 )
+from keras_randlora.diagnostics import warn_of_zero_update
 from keras_randlora.hub_repairs import backbone_of, complete_config
 from keras_randlora.report import summary
 from keras_randlora.saved_model import to_litert, to_onnx, to_openvino
@@ -162,9 +163,14 @@ def export_merged(
             is still there.
 
     Example:
-    >>> export_merged(model, "model.onnx", format="onnx")
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> kr.export_merged(model, "model.keras", format="keras")
+    >>> keras.saving.load_model("model.keras").count_params()
+    28
     """
     state = adapted_state(model)
+    warn_of_zero_update(model, [s.layer.randlora for s in state.selection.adapted])
     path = Path(path)
     _check_request(model, path, format, overwrite)
     kind = FORMATS[format]

@@ -30,6 +30,7 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.atomic import write_atomically
 from keras_randlora.config import GIVEN, RandLoRAConfig
+from keras_randlora.diagnostics import warn_of_zero_update
 from keras_randlora.quantized import kernel_shape
 from keras_randlora.report import Report, summary
 from keras_randlora.targets import select_paths, sites
@@ -74,8 +75,17 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
         ValueError: The model is not adapted, the path has another suffix, or a
             trained value is not finite.
         OSError: The file cannot be written.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> kr.save_adapter(model, "adapter.safetensors")
+    >>> kr.disable_randlora(model)
+    >>> kr.load_adapter(model, "adapter.safetensors").trainable
+    12
     """
     state = adapted_state(model)
+    warn_of_zero_update(model, [s.layer.randlora for s in state.selection.adapted])
     file = AdapterFile(
         config=state.config,
         layers={s.path: kernel_shape(s.layer) for s in state.selection.adapted},
@@ -88,7 +98,7 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
 
 def write_adapter(file: AdapterFile, path: str | os.PathLike[str]) -> None:
     """Write the content of an adapter file; see `save_adapter`."""
-    path = _checked_suffix(path)
+    path = checked_suffix(path)
     check_adapter(file.tensors, {key: a.shape for key, a in file.tensors.items()})
     tensors = {key: np.array(array, order="C") for key, array in file.tensors.items()}
     if file.bases is not None:
@@ -123,6 +133,14 @@ def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
             another model or other options, or holds non-finite values. The model
             is unchanged.
         FileNotFoundError: There is no such file.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> kr.save_adapter(model, "adapter.safetensors")
+    >>> fresh = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> kr.load_adapter(fresh, "adapter.safetensors").layers[0].path
+    'd'
     """
     file = read_adapter(path)
     if is_adapted(model):
@@ -279,7 +297,12 @@ def _checksum(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _checked_suffix(path: str | os.PathLike[str]) -> Path:
+def checked_suffix(path: str | os.PathLike[str]) -> Path:
+    """Return the path of an adapter file if its name ends as it must.
+
+    Raises:
+        ValueError: It does not end in `.safetensors`.
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(

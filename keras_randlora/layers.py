@@ -556,7 +556,7 @@ class RandLoRADense(RandLoRALayer, keras.layers.Dense):
         TypeError: An option has the wrong type.
 
     Example:
-    >>> layer = RandLoRADense(8, rank=2)
+    >>> layer = kr.RandLoRADense(8, rank=2)
     >>> layer(np.ones((4, 6), "float32")).shape
     (4, 8)
     >>> sorted(weight.name for weight in layer.trainable_weights)
@@ -595,7 +595,7 @@ class RandLoRAEinsumDense(RandLoRALayer, keras.layers.EinsumDense):
         TypeError: An option has the wrong type.
 
     Example:
-    >>> layer = RandLoRAEinsumDense("btd,ndh->btnh", (None, 2, 3), rank=2)
+    >>> layer = kr.RandLoRAEinsumDense("btd,ndh->btnh", (None, 2, 3), rank=2)
     >>> layer(np.ones((1, 5, 4), "float32")).shape
     (1, 5, 2, 3)
     """

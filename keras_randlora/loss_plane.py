@@ -24,6 +24,14 @@ class LossPlane:
         y: Grid coordinates on the second axis, `(rows,)`.
         losses: The loss at each point of the grid, `(rows, columns)`.
         corner_losses: The loss of each of the three models, `(3,)`.
+
+    Example:
+    >>> names = ("LoRA", "RandLoRA", "full")
+    >>> corners = {name: [row] for name, row in zip(names, np.eye(3), strict=True)}
+    >>> loss = lambda weights: float(weights[0].sum())
+    >>> plane = kr.analysis.loss_plane(corners, loss, resolution=3)
+    >>> plane.names, plane.corners.round(2).tolist()
+    (('LoRA', 'RandLoRA', 'full'), [[0.0, 0.0], [1.41, 0.0], [0.71, 1.22]])
     """
 
     names: tuple[str, str, str]
@@ -57,6 +65,14 @@ def loss_plane(
     Raises:
         ValueError: There are not three models, their weights differ in shape, they lie
             on one line, or an option is out of range.
+
+    Example:
+    >>> points = {"a": [0.0, 0.0], "b": [2.0, 0.0], "c": [0.0, 1.0]}
+    >>> corners = {name: [np.array(point)] for name, point in points.items()}
+    >>> loss = lambda weights: float(weights[0] @ weights[0])
+    >>> plane = kr.analysis.loss_plane(corners, loss, resolution=5)
+    >>> plane.losses.shape, plane.corner_losses.tolist()
+    ((5, 5), [0.0, 4.0, 1.0])
     """
     if len(models) != 3:
         raise ValueError(
@@ -116,6 +132,13 @@ def loss_of(
         x: As in `model.evaluate`.
         y: Likewise.
         **options: Likewise: `batch_size`, `sample_weight`, ….
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> model.compile(loss="mse")
+    >>> loss = kr.analysis.loss_of(model, np.ones((8, 6)), np.ones((8, 4)))
+    >>> loss([np.zeros((6, 4)), np.zeros(4)])
+    1.0
     """
 
     def loss(weights: list[np.ndarray]) -> float:

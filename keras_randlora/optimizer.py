@@ -32,6 +32,14 @@ def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: The model is not adapted, or its optimizer has no state yet.
         OSError: The file cannot be written. The former one is untouched.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> model.compile(keras.optimizers.AdamW(1e-3), "mse")
+    >>> _ = model.fit(np.ones((8, 6)), np.zeros((8, 4)), verbose=0)
+    >>> kr.save_adapter(model, "adapter.safetensors")
+    >>> kr.save_optimizer(model, "optimizer.safetensors")
     """
     adapted_state(model)
     optimizer = getattr(model, "optimizer", None)
@@ -60,6 +68,17 @@ def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
             it belongs to another kind of optimizer or other variables. The
             optimizer is unchanged.
         FileNotFoundError: There is no such file.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> model.compile(keras.optimizers.AdamW(1e-3), "mse")
+    >>> _ = model.fit(np.ones((8, 6)), np.zeros((8, 4)), verbose=0)
+    >>> kr.save_optimizer(model, "optimizer.safetensors")
+    >>> model.compile(keras.optimizers.AdamW(1e-3), "mse")  # a new optimizer
+    >>> kr.load_optimizer(model, "optimizer.safetensors")
+    >>> int(model.optimizer.iterations)
+    1
     """
     adapted_state(model)
     optimizer = getattr(model, "optimizer", None)

@@ -78,8 +78,14 @@ def load(
             and PyTorch, whose generator draws them, is not installed.
 
     Example:
-    >>> model = keras_hub.models.CausalLM.from_preset("hf://somebody/llama")
-    >>> report = load(model, "adapter")
+    keras-hub models need no `name_map`.
+
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> kr.peft.save(model, "adapter", name_map={"d": "net.0"})
+    >>> kr.disable_randlora(model)
+    >>> kr.peft.load(model, "adapter", name_map={"d": "net.0"}).trainable
+    12
     """
     require_plain(model)
     folder = read_folder(Path(directory))
@@ -137,9 +143,13 @@ def save(
         OSError: The folder cannot be written.
 
     Example:
-    >>> report = enable_randlora(model, rank=32, targets="attention")
-    >>> history = model.fit(dataset)
-    >>> save(model, "adapter", base_model="somebody/llama", task_type="CAUSAL_LM")
+    keras-hub models need no `name_map`.
+
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> kr.peft.save(model, "adapter", name_map={"d": "net.0"})
+    >>> sorted(os.listdir("adapter"))
+    ['adapter_config.json', 'adapter_model.safetensors']
     """
     directory = Path(directory)
     require_free(directory, overwrite)

@@ -14,6 +14,7 @@ from keras_randlora.adapt import adapter_shapes, require_plain, update_shapes
 from keras_randlora.config import RandLoRAConfig, positive_integer
 from keras_randlora.footprint import QUANTIZATIONS, basis_bytes, weight_bytes
 from keras_randlora.layers import LayerOptions
+from keras_randlora.markup import html_table
 from keras_randlora.sizes import item_size
 from keras_randlora.targets import select
 
@@ -38,6 +39,12 @@ class Plan:
         logits: Bytes of the outputs, of their softmax and their gradient.
         temporaries: Bytes of the largest adapted kernel's update and gradient, of
             dequantized weights, and of what a rematerialized block forms again.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> planned = kr.plan(model, 2, targets="d", batch=8, sequence=1)
+    >>> planned.parameters, planned.trainable, planned.weights, planned.bases
+    (28, 12, 112, 128)
     """
 
     parameters: int
@@ -72,10 +79,19 @@ class Plan:
 
     def __str__(self) -> str:
         """Return a table in GB."""
-        rows = [(name, getattr(self, name)) for name in (*_PARTS, "total")]
-        lines = [f"{name:<12} {count / 1e9:>9.3f} GB" for name, count in rows]
-        lines.append(f"{self.trainable:,} of {self.parameters:,} parameters trained.")
-        return "\n".join(lines)
+        lines = [f"{name:<12} {size:>9.3f} GB" for name, size in self._rows()]
+        return "\n".join([*lines, self._trained()])
+
+    def _repr_html_(self) -> str:
+        """Return the table as a notebook shows it."""
+        return html_table(("part", "GB"), self._rows(), [self._trained()])
+
+    def _rows(self) -> list[tuple[str, float]]:
+        """Return the parts and their sum in GB."""
+        return [(name, getattr(self, name) / 1e9) for name in (*_PARTS, "total")]
+
+    def _trained(self) -> str:
+        return f"{self.trainable:,} of {self.parameters:,} parameters trained."
 
 
 _COUNTS = ("parameters", "trainable")
@@ -129,7 +145,7 @@ def plan(
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])
-    >>> planned = plan(model, 2, targets="all-linear", batch=8, sequence=1)
+    >>> planned = kr.plan(model, 2, targets="all-linear", batch=8, sequence=1)
     >>> planned.weights, planned.adapter, planned.optimizer
     (112, 48, 96)
     >>> planned.fits(1)

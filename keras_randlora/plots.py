@@ -29,6 +29,9 @@ def plot_spectra(
     Raises:
         ValueError: The file ends otherwise, or there is nothing to draw.
         ImportError: matplotlib is not installed.
+
+    Example:
+    >>> kr.analysis.plot_spectra({"RandLoRA": [3.0, 2.0, 1.0]}, "spectra.png")
     """
     path = _checked(path, _PICTURES)
     if not spectra:
@@ -64,6 +67,10 @@ def plot_cka(
     Raises:
         ValueError: The file ends otherwise, or the layers differ.
         ImportError: matplotlib is not installed.
+
+    Example:
+    >>> series = {"RandLoRA": {"block_0": 0.99, "block_1": 0.97}}
+    >>> kr.analysis.plot_cka(series, "cka.png")
     """
     path = _checked(path, _PICTURES)
     layers = [list(values) for values in series.values()]
@@ -97,6 +104,12 @@ def plot_loss_plane(
     Raises:
         ValueError: The file ends otherwise.
         ImportError: matplotlib, or plotly for a page, is not installed.
+
+    Example:
+    >>> corners = {name: [row] for name, row in zip("abc", np.eye(3), strict=True)}
+    >>> loss = lambda weights: float(weights[0].std())
+    >>> plane = kr.analysis.loss_plane(corners, loss, resolution=3)
+    >>> kr.analysis.plot_loss_plane(plane, "plane.html")
     """
     path = _checked(path, (*_PICTURES, ".html"))
     if path.suffix == ".html":

@@ -45,7 +45,7 @@ def rematerialize(model: keras.Model, enabled: bool = True) -> list[str]:
     >>> backbone = keras_hub.models.Llama3Backbone(
     ...     vocabulary_size=9, num_layers=2, num_query_heads=2, num_key_value_heads=1,
     ...     hidden_dim=4, intermediate_dim=6)
-    >>> rematerialize(backbone)
+    >>> kr.rematerialize(backbone)
     ['transformer_layer_0', 'transformer_layer_1']
     """
     blocks = [site for site in sites(model) if _is_block(site)]

@@ -9,8 +9,11 @@ import keras
 
 from keras_randlora.bank import BasisBank
 from keras_randlora.layers import RandLoRALayer
+from keras_randlora.markup import html_table
 from keras_randlora.sizes import bytes_of, in_words
 from keras_randlora.targets import sites
+
+_HEADER = ("layers", "kernel", "rank", "bases", "trainable", "compute")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,12 @@ class LayerReport:
         compute: `"auto"`, `"materialized"` or `"factored"`.
         way: How the product was taken when the layer was last called or traced,
             `None` before.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> layer = kr.enable_randlora(model, rank=2, targets="d").layers[0]
+    >>> layer.path, layer.kernel_shape, layer.num_bases, layer.trainable
+    ('d', (6, 4), 2, 12)
     """
 
     path: str
@@ -57,6 +66,12 @@ class Report:
             that are trained as they are.
         total: Parameters of the model without the adapter and the bases.
         basis_bytes: Bytes of the stored bases.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> report = kr.enable_randlora(model, rank=2, targets="d")
+    >>> report.trainable, report.total, report.adapter_bytes, report.basis_bytes
+    (12, 28, 48, 128)
     """
 
     layers: tuple[LayerReport, ...]
@@ -77,19 +92,34 @@ class Report:
 
     def __str__(self) -> str:
         """Return a table with one line for each kind of adapted layer."""
-        lines = [_row("layers", "kernel", "rank", "bases", "trainable", "compute")]
+        table = [
+            _line(label, shape, rank, bases, f"{count:,}", compute)
+            for label, shape, rank, bases, count, compute in self._rows()
+        ]
+        return "\n".join([_line(*_HEADER), *table, *self._totals()])
+
+    def _repr_html_(self) -> str:
+        """Return the table as a notebook shows it."""
+        return html_table(_HEADER, self._rows(), self._totals())
+
+    def _rows(self) -> list[tuple[str, str, int, int, int, str]]:
+        """Return the table's cells, a row for each kind of layer."""
+        rows = []
         for (name, shape, rank, bases, compute), group in self._kinds().items():
             count = sum(layer.trainable for layer in group)
             label = f"{name} × {len(group)}" if len(group) > 1 else name
-            lines.append(_row(label, shape, rank, bases, f"{count:,}", compute))
-        lines += [
+            rows.append((label, str(shape), rank, bases, count, compute))
+        return rows
+
+    def _totals(self) -> list[str]:
+        """Return the lines below the table."""
+        return [
             f"{len(self.layers)} adapted layers, {self.adapter:,} parameters of λ and "
             f"γ; {self.trainable:,} trainable in all, {self.share:.3%} of "
             f"{self.total:,}.",
             f"Adapter file {in_words(self.adapter_bytes)}, stored bases "
             f"{in_words(self.basis_bytes)}.",
         ]
-        return "\n".join(lines)
 
     def _kinds(self) -> dict[tuple, list[LayerReport]]:
         kinds: dict[tuple, list[LayerReport]] = {}
@@ -105,6 +135,15 @@ def summary(model: keras.Model) -> Report:
 
     Raises:
         ValueError: No layer of the model is adapted.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> print(kr.summary(model))
+    layers               kernel              rank  bases     trainable  compute
+    d                    (6, 4)                 2      2            12  auto
+    1 adapted layers, 12 parameters of λ and γ; 12 trainable in all, 42.857% of 28.
+    Adapter file 48 B, stored bases 128 B.
     """
     everything = sites(model)
     adapted = [s for s in everything if isinstance(s.layer, RandLoRALayer)]
@@ -145,7 +184,7 @@ def _count(variables: list[keras.Variable]) -> int:
     return sum(math.prod(variable.shape) for variable in variables)
 
 
-def _row(
+def _line(
     label: str, shape: object, rank: object, bases: object, count: str, compute: str
 ) -> str:
     numbers = f"{rank!s:>5} {bases!s:>6} {count:>13}"

@@ -70,6 +70,12 @@ def layer_outputs(
     Raises:
         ValueError: The model has no layer of a path, or calls it never or several
             times, or its output does not begin as `mask` is shaped.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> outputs = kr.analysis.layer_outputs(model, np.ones((5, 6)), ["d"])
+    >>> outputs["d"].shape
+    (5, 4)
     """
     at = {site.path: site.layer for site in sites(model)}
     for path in paths:
@@ -109,6 +115,13 @@ def layer_cka(
 
     Raises:
         ValueError: As `layer_outputs` and `cka` say.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> x = np.random.default_rng(0).normal(size=(50, 6))
+    >>> likeness = kr.analysis.layer_cka(model, model, x, ["d"])
+    >>> round(likeness["d"], 4)
+    1.0
     """
     mine = layer_outputs(first, inputs, paths, mask)
     other = layer_outputs(second, inputs, paths, mask)

@@ -74,15 +74,14 @@ def update_spectrum(
 
     Raises:
         ValueError: What is given is no matrix, or as `update_matrix` says.
+
+    Example:
+    >>> kr.analysis.update_spectrum(np.diag([1.0, 3.0])).tolist()
+    [3.0, 1.0]
     """
     if isinstance(update, keras.layers.Layer):
         update = update_matrix(update, base)
-    matrix = np.asarray(update, "float64")
-    if matrix.ndim != 2:
-        raise ValueError(
-            f"An update is a matrix. Received: an array of shape {matrix.shape}."
-        )
-    return np.linalg.svd(matrix, compute_uv=False)
+    return np.linalg.svd(_matrix(update), compute_uv=False)
 
 
 def update_rank(
@@ -101,6 +100,10 @@ def update_rank(
 
     Raises:
         ValueError: What is given is no matrix, or as `update_matrix` says.
+
+    Example:
+    >>> kr.analysis.update_rank(np.outer([1.0, 2.0], [1.0, 1.0, 0.0]))
+    1
     """
     if isinstance(update, keras.layers.Layer):
         update = update_matrix(update, base)
@@ -125,8 +128,14 @@ def effective_rank(
 
     Raises:
         ValueError: What is given is no matrix, or as `update_matrix` says.
+
+    Example:
+    >>> round(kr.analysis.effective_rank(np.diag([2.0, 2.0, 0.0])), 6)
+    2.0
     """
-    values = update_spectrum(update, base)
+    if isinstance(update, keras.layers.Layer):
+        update = update_matrix(update, base)
+    values = _quick_spectrum(_matrix(update))
     if not values.any():
         return 0.0
     shares = values / values.sum()
@@ -139,6 +148,11 @@ def kernels(model: keras.Model) -> dict[str, np.ndarray]:
 
     Returns:
         `{layer path: kernel}`, float32, what adapters add included.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> {path: kernel.shape for path, kernel in kr.analysis.kernels(model).items()}
+    {'d': (6, 4)}
     """
     return {
         site.path: _kernel(site.layer)
@@ -163,6 +177,13 @@ def updates(
     Raises:
         ValueError: No layer has an adapter, and no `base` is given, or `base` lacks a
             layer of the model.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> before = kr.analysis.kernels(model)
+    >>> _ = model.get_layer("d").kernel.assign(before["d"] + 1.0)
+    >>> kr.analysis.updates(model, before)["d"].shape
+    (6, 4)
     """
     linear = {
         site.path: site.layer
@@ -185,6 +206,27 @@ def updates(
             )
     found = {path: update_matrix(x, base[path]) for path, x in linear.items()}
     return {path: matrix for path, matrix in found.items() if matrix.any()}
+
+
+def _matrix(update: Array) -> np.ndarray:
+    matrix = np.asarray(update, "float64")
+    if matrix.ndim != 2:
+        raise ValueError(
+            f"An update is a matrix. Received: an array of shape {matrix.shape}."
+        )
+    return matrix
+
+
+def _quick_spectrum(matrix: np.ndarray) -> np.ndarray:
+    """Return the singular values but for those below 1e-8 of the largest.
+
+    From the smaller of the matrix's products with itself: several times as fast.
+    """
+    rows, columns = matrix.shape
+    product = matrix @ matrix.T if rows < columns else matrix.T @ matrix
+    squares = np.linalg.eigvalsh(product)
+    squares[squares < 1e-16 * squares.max(initial=0.0)] = 0.0
+    return np.sqrt(squares)
 
 
 def _is_linear(layer: keras.layers.Layer) -> bool:

@@ -117,6 +117,7 @@ def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
     _require_called(adapted)
     for site in adapted:
         _require_adaptable(site)
+    _require_own_kernels(adapted)
     also_trained: list[Site] = []
     for pattern in config.also_train:
         also_trained += _matching(model, everything, pattern, "also_train")
@@ -153,6 +154,7 @@ def select_paths(
         _require_adaptable(by_path[path])
     chosen = [site for path, site in by_path.items() if path in adapted]
     _require_called(chosen)
+    _require_own_kernels(chosen)
     return Selection(
         chosen,
         [site for path, site in by_path.items() if path in also_trained],
@@ -297,6 +299,19 @@ def _require_adaptable(site: Site) -> None:
         ADAPTED_CLASSES[type(layer)].layout_of(layer)
     except ValueError as error:
         raise ValueError(f"Layer '{site.path}' cannot be adapted. {error}") from error
+
+
+def _require_own_kernels(adapted: list[Site]) -> None:
+    """Refuse two layers of one kernel: merging would write both updates into it."""
+    holders: dict[int, Site] = {}
+    for site in adapted:
+        first = holders.setdefault(id(site.layer._kernel), site)
+        if first is not site:
+            raise ValueError(
+                f"Layers '{first.path}' and '{site.path}' share one kernel (tied "
+                "weights), which cannot hold the updates of both. Leave one of them "
+                f"out: exclude=['{site.path}']."
+            )
 
 
 def _unsupported_message(pattern: str, site: Site) -> str:

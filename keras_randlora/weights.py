@@ -41,8 +41,8 @@ def get_adapter(model: keras.Model) -> dict[str, np.ndarray]:
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
-    >>> _ = enable_randlora(model, rank=2, targets="d")
-    >>> {path: array.shape for path, array in get_adapter(model).items()}
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> {path: array.shape for path, array in kr.get_adapter(model).items()}
     {'d/lambda': (2, 2), 'd/gamma': (2, 4)}
     """
     return {
@@ -59,6 +59,15 @@ def set_adapter(model: keras.Model, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: The model is not adapted, or `state` has a missing, unknown,
             misshapen or non-finite entry. The model is unchanged.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> untrained = kr.get_adapter(model)
+    >>> trained = {**untrained, "d/lambda": np.ones((2, 2))}
+    >>> kr.set_adapter(model, trained)
+    >>> kr.get_adapter(model)["d/lambda"].tolist()
+    [[1.0, 1.0], [1.0, 1.0]]
     """
     variables = adapter_variables(model)
     arrays = check_adapter(

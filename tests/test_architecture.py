@@ -13,6 +13,7 @@ PACKAGE = Path(kr.__file__).parent
 
 # A module imports from the lines above its own only. A new one finds its place here.
 LEVELS = [
+    {"markup", "progress"},
     {"abstract", "arrays", "atomic", "bases", "gradient", "hub_repairs"}
     | {"loss_plane", "peft_folder", "saved_model", "sizes", "straight_through"},
     {"config", "layouts", "plots", "quantized", "sparse"},
@@ -23,11 +24,11 @@ LEVELS = [
     {"layers"},
     {"targets"},
     {"activations", "distribution", "footprint", "peft_names", "rematerialize"}
-    | {"report", "similarity", "spectra"},
+    | {"diagnostics", "report", "similarity", "spectra"},
     {"adapt", "analysis"},
     {"budget", "optimizer", "planner", "weights"},
     {"files"},
-    {"combine", "export", "peft"},
+    {"callbacks", "combine", "export", "peft"},
     {"methods"},
     {"cli"},
     {"__init__", "__main__"},

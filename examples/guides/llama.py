@@ -32,7 +32,7 @@ print(report)
 
 # --8<-- [start:fit]
 model.compile(
-    optimizer=keras.optimizers.AdamW(1e-3),
+    optimizer=keras.optimizers.AdamW(5e-4),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     sampler="greedy",
 )
@@ -54,5 +54,5 @@ model.save_randlora("llama.safetensors")
 fresh = keras_hub.models.Llama3CausalLM.from_preset(PRESET)
 fresh.load_randlora("llama.safetensors")  # adapts the model and sets the values
 fresh.compile(sampler="greedy")
-print(fresh.generate("Log: ", max_length=32))
+print(fresh.generate("Log:", max_length=32))
 # --8<-- [end:load-again]

@@ -51,7 +51,7 @@ history = classifier.fit(texts, labels, batch_size=4, epochs=5)
 # --8<-- [end:fit]
 
 # --8<-- [start:predict]
-logits = classifier.predict(["never dull", "a film without an idea"])
+logits = classifier.predict(["a clever and funny film", "two dull hours"])
 print(logits.argmax(axis=-1))
 # --8<-- [end:predict]
 

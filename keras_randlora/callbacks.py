@@ -1,0 +1,352 @@
+"""Callbacks for `fit`: adapters saved as training goes on, and what became of them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_randlora.adapt import adapted_state
+from keras_randlora.config import positive_integer
+from keras_randlora.files import checked_suffix, save_adapter
+from keras_randlora.optimizer import save_optimizer
+from keras_randlora.quantized import dense_kernel
+from keras_randlora.spectra import effective_rank, update_matrix
+from keras_randlora.targets import Site
+
+EPOCH = "epoch"
+MODES = ("auto", "min", "max")
+OPTIMIZER_SUFFIX = ".optimizer.safetensors"
+# What the names of metrics hold that are better when small, and when large.
+_SMALL = ("loss", "error", "perplexity", "mae", "mse", "divergence")
+_LARGE = ("acc", "auc", "precision", "recall", "f1", "iou", "bleu", "rouge")
+
+
+class RandLoRACheckpoint(keras.callbacks.Callback):
+    """Saves the adapter, and nothing else, after each epoch or some steps.
+
+    Unlike `keras.callbacks.ModelCheckpoint` it writes λ, γ and what is trained beside
+    them: megabytes instead of the model. A crash leaves the former file whole.
+
+    Args:
+        path: The adapter's file, ending in `.safetensors`. May have the fields of
+            `ModelCheckpoint`: `{epoch}`, counted from 1, `{batch}` where `save_freq` is
+            a number, and metrics: `"adapter-{epoch:02d}-{val_loss:.2f}.safetensors"`.
+            Missing folders are made.
+        monitor: The metric that decides which adapter is the best.
+        mode: Whether the best has the largest (`"max"`) or the smallest value
+            (`"min"`); `"auto"` tells from the metric's name.
+        save_best_only: Whether a file is written only when `monitor` is better than
+            ever before.
+        save_freq: `"epoch"`, or a number of batches.
+        with_optimizer: Whether the optimizer's state is written beside the adapter, as
+            `NAME.optimizer.safetensors`, to go on with `load_optimizer`.
+        verbose: 1 to say what is written.
+
+    Attributes:
+        best: The best value of `monitor` so far, `None` before the first.
+        latest: The adapter's file that was written last, `None` before the first.
+
+    Raises:
+        ValueError: An argument is out of range; when training begins: the model is not
+            adapted.
+        TypeError: `save_freq` is neither `"epoch"` nor an integer.
+        OSError: The file cannot be written.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> model.compile(keras.optimizers.AdamW(1e-3), "mse")
+    >>> best = kr.RandLoRACheckpoint("best.safetensors", "loss", save_best_only=True)
+    >>> x, y = np.ones((8, 6)), np.zeros((8, 4))
+    >>> _ = model.fit(x, y, epochs=2, verbose=0, callbacks=[best])
+    >>> kr.load_adapter(model, "best.safetensors").trainable
+    12
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        monitor: str = "val_loss",
+        *,
+        mode: str = "auto",
+        save_best_only: bool = False,
+        save_freq: str | int = EPOCH,
+        with_optimizer: bool = False,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__()
+        self.path = str(checked_suffix(path))
+        self.monitor = monitor
+        self.save_best_only = save_best_only
+        self.save_freq = _checked_frequency("save_freq", save_freq)
+        self.with_optimizer = with_optimizer
+        self.verbose = verbose
+        self.best: float | None = None
+        self.latest: Path | None = None
+        self._is_better = _comparison(monitor, mode if save_best_only else "min")
+        self._epoch = 0
+        self._clock = _Clock(self.save_freq)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Check that there is an adapter to save."""
+        adapted_state(self.model)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Remember the epoch for the file's name."""
+        self._epoch = epoch
+        self._clock.begin_epoch()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Save, if it is time."""
+        if self._clock.is_due(batch):
+            self._save(logs or {}, batch=batch + 1)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Save, unless files are written after so many batches."""
+        if self.save_freq == EPOCH:
+            self._save(logs or {})
+
+    def _save(self, logs: Mapping[str, Any], **fields: int) -> None:
+        path = self._path(logs, **fields)
+        if self.save_best_only and not self._improved(logs):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.with_optimizer:
+            save_optimizer(self.model, path.with_suffix(OPTIMIZER_SUFFIX))
+        save_adapter(self.model, path)
+        self.latest = path
+        if self.verbose:
+            print(f"\nEpoch {self._epoch + 1}: adapter saved to {path}", flush=True)
+
+    def _path(self, logs: Mapping[str, Any], **fields: int) -> Path:
+        try:
+            return Path(
+                self.path.format(**{**logs, "epoch": self._epoch + 1, **fields})
+            )
+        except KeyError as error:
+            raise ValueError(
+                f"The path '{self.path}' names {error}, which training does not "
+                f"report. Received: {sorted([*logs, *fields, 'epoch'])}."
+            ) from error
+
+    def _improved(self, logs: Mapping[str, Any]) -> bool:
+        """Whether the metric is better than ever; also where there is no metric."""
+        value = logs.get(self.monitor)
+        if value is None:
+            warnings.warn(
+                f"`RandLoRACheckpoint` monitors '{self.monitor}', which training does "
+                f"not report: every adapter is saved. Received: {sorted(logs)}.",
+                stacklevel=2,
+            )
+            return True
+        value = float(value)
+        better = self.best is None or self._is_better(value, self.best)
+        if better:
+            self.best = value
+        return better
+
+
+class UpdateRecord(NamedTuple):
+    """The update of one layer at one moment of training.
+
+    Attributes:
+        step: Steps of the optimizer so far.
+        path: The layer's path.
+        norm: Frobenius norm of the update.
+        relative_norm: The same over the norm of the frozen kernel.
+        effective_rank: Over how many directions the update is spread; see
+            `analysis.effective_rank`.
+    """
+
+    step: int
+    path: str
+    norm: float
+    relative_norm: float
+    effective_rank: float
+
+
+class RandLoRALogger(keras.callbacks.Callback):
+    """Logs the norm and the effective rank of the updates while they are trained.
+
+    Adds `update_norm` (Frobenius, of all updates together), `relative_update_norm`
+    (the same over the norm of the frozen kernels) and `effective_rank` (mean over the
+    layers) to the logs of each epoch, from where `History`, `CSVLogger`, `TensorBoard`
+    or W&B take them if they come after this callback. Each layer's own values go to
+    `records` and, if asked for, to TensorBoard.
+
+    A layer with sides `l ≥ s` takes `2 · l · s²` operations on the host, and some
+    more for the eigenvalues of an `s × s` matrix.
+
+    Args:
+        log_dir: A folder for TensorBoard, which needs the package `tensorboard`; by
+            default nothing is written.
+        every: `"epoch"`, or a number of batches.
+
+    Attributes:
+        records: An `UpdateRecord` for each layer and moment.
+
+    Raises:
+        ValueError: `every` is out of range; when training begins: the model is not
+            adapted.
+        TypeError: `every` is neither `"epoch"` nor an integer.
+        ImportError: `log_dir` is given and `tensorboard` is not installed.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> model.compile(keras.optimizers.AdamW(1e-3), "mse")
+    >>> logger = kr.RandLoRALogger()
+    >>> x, y = np.ones((8, 6)), np.zeros((8, 4))
+    >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[logger])
+    >>> [name for name in history.history if name != "loss"]
+    ['update_norm', 'relative_update_norm', 'effective_rank']
+    >>> [(record.step, record.path) for record in logger.records]
+    [(1, 'd'), (2, 'd')]
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] | None = None,
+        *,
+        every: str | int = EPOCH,
+    ) -> None:
+        super().__init__()
+        self.log_dir = log_dir
+        self.every = _checked_frequency("every", every)
+        self.records: list[UpdateRecord] = []
+        self._writer = None if log_dir is None else _tensorboard_writer(log_dir)
+        self._kernel_norms: dict[str, float] = {}
+        self._latest: list[UpdateRecord] = []
+        self._clock = _Clock(self.every)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Take the norms of the frozen kernels."""
+        self._kernel_norms = {
+            site.path: _norm(dense_kernel(site.layer)) for site in self._sites()
+        }
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Count the epoch's batches anew."""
+        self._clock.begin_epoch()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Measure, if it is time."""
+        if self._clock.is_due(batch):
+            self._measure()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Measure and add the summary to the epoch's logs."""
+        measured = self._measure()
+        if logs is None:
+            return
+        norm = float(np.linalg.norm([record.norm for record in measured]))
+        logs["update_norm"] = norm
+        logs["relative_update_norm"] = _ratio(
+            norm, float(np.linalg.norm([*self._kernel_norms.values()]))
+        )
+        logs["effective_rank"] = float(np.mean([r.effective_rank for r in measured]))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Write out what TensorBoard has not seen yet."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _sites(self) -> list[Site]:
+        return adapted_state(self.model).selection.adapted
+
+    def _measure(self) -> list[UpdateRecord]:
+        step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        if self._latest and self._latest[0].step == step:
+            return self._latest
+        measured = []
+        for site in self._sites():
+            update = update_matrix(site.layer)
+            norm = _norm(update)
+            relative = _ratio(norm, self._kernel_norms[site.path])
+            rank = effective_rank(update)
+            measured.append(UpdateRecord(step, site.path, norm, relative, rank))
+        self._latest = measured
+        self.records += measured
+        if self._writer is not None:
+            for record in measured:
+                for name in ("norm", "relative_norm", "effective_rank"):
+                    tag = f"randlora/{name}/{record.path}"
+                    self._writer.add_scalar(tag, getattr(record, name), step)
+        return measured
+
+
+class _Clock:
+    """Tells after which batches it is time, over epochs and jumps of the index."""
+
+    def __init__(self, every: str | int) -> None:
+        self._every = None if every == EPOCH else int(every)
+        self._waited = 0
+        self._last = -1
+
+    def begin_epoch(self) -> None:
+        self._last = -1
+
+    def is_due(self, batch: int) -> bool:
+        """Whether a period is over with this batch; called once for each."""
+        self._waited += batch - self._last
+        self._last = batch
+        if self._every is None or self._waited < self._every:
+            return False
+        self._waited = 0
+        return True
+
+
+def _checked_frequency(name: str, value: Any) -> str | int:
+    if value == EPOCH:
+        return EPOCH
+    if isinstance(value, str):
+        raise ValueError(
+            f"`{name}` must be 'epoch' or a number of batches. Received: "
+            f"{name}={value!r}."
+        )
+    return positive_integer(name, value)
+
+
+def _comparison(monitor: str, mode: str) -> Callable[[float, float], bool]:
+    """Return the function that tells whether a value is better than another."""
+    if mode not in MODES:
+        raise ValueError(
+            f"`mode` must be one of {list(MODES)}. Received: mode={mode!r}."
+        )
+    if mode == "auto":
+        small, large = (
+            any(part in monitor for part in parts) for parts in (_SMALL, _LARGE)
+        )
+        if small == large:
+            raise ValueError(
+                f"The name of the metric '{monitor}' does not tell whether small or "
+                "large is better: pass mode='min' or mode='max'. Received: mode='auto'."
+            )
+        mode = "min" if small else "max"
+    return float.__lt__ if mode == "min" else float.__gt__
+
+
+def _tensorboard_writer(log_dir: str | os.PathLike[str]) -> Any:
+    try:
+        from tensorboard.summary import Writer
+    except ImportError as error:
+        raise ImportError(
+            "`RandLoRALogger` writes to `log_dir` with the package tensorboard, which "
+            "is not installed: pip install tensorboard."
+        ) from error
+    return Writer(str(log_dir))
+
+
+def _norm(array: Any) -> float:
+    values = np.asarray(keras.ops.convert_to_numpy(array), "float64")
+    return float(np.linalg.norm(values.ravel()))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / max(whole, float(np.finfo("float32").tiny))

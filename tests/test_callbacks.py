@@ -1,0 +1,205 @@
+"""Adapters saved during `fit`, and the updates' norm and rank logged."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from models import EXAMPLES, compile_model
+
+import keras_randlora as kr
+
+MLP = EXAMPLES["mlp"]
+
+
+def adapted():
+    model = MLP.build()
+    kr.enable_randlora(model, rank=2, targets="all-linear")
+    compile_model(model)
+    return model
+
+
+def fit(model, *callbacks, epochs=3, batch_size=None, **options):
+    x = MLP.inputs()
+    return model.fit(
+        x,
+        MLP.labels(),
+        batch_size=batch_size or len(x),
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=list(callbacks),
+        **options,
+    )
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_each_epoch_writes_the_adapter_of_its_moment(tmp_path):
+    model = adapted()
+    path = tmp_path / "new" / "{epoch}.safetensors"
+    fit(model, kr.RandLoRACheckpoint(path), epochs=2)
+    after = kr.get_adapter(model)
+    assert names(tmp_path / "new") == ["1.safetensors", "2.safetensors"]
+
+    alone = adapted()
+    fit(alone, epochs=1)
+    first = kr.get_adapter(alone)
+    for name, expected in (("1", first), ("2", after)):
+        kr.load_adapter(model, tmp_path / "new" / f"{name}.safetensors")
+        for key, value in kr.get_adapter(model).items():
+            np.testing.assert_array_equal(value, expected[key])
+    assert any(np.any(first[key] != after[key]) for key in after)
+
+
+class Losses(keras.callbacks.Callback):
+    """Reports losses that are made up."""
+
+    def __init__(self, name, values):
+        super().__init__()
+        self.name, self.values = name, values
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs[self.name] = self.values[epoch]
+
+
+@pytest.mark.parametrize(
+    "monitor, mode, values, saved",
+    [
+        ("val_loss", "auto", [3.0, 1.0, 2.0, 1.0], [1, 2]),
+        ("val_accuracy", "auto", [0.5, 0.4, 0.6, 0.6], [1, 3]),
+        ("score", "max", [1.0, 2.0, 3.0, 0.0], [1, 2, 3]),
+        ("score", "min", [1.0, 2.0, float("nan"), 0.0], [1, 4]),
+    ],
+)
+def test_only_the_best_is_kept(tmp_path, monitor, mode, values, saved):
+    keep = kr.RandLoRACheckpoint(
+        tmp_path / "{epoch}.safetensors", monitor, mode=mode, save_best_only=True
+    )
+    fit(adapted(), Losses(monitor, values), keep, epochs=4)
+    assert names(tmp_path) == [f"{epoch}.safetensors" for epoch in saved]
+    assert keep.best == values[saved[-1] - 1]
+    assert keep.latest == tmp_path / f"{saved[-1]}.safetensors"
+
+
+def test_a_metric_that_is_missing_loses_nothing(tmp_path, recwarn):
+    keep = kr.RandLoRACheckpoint(tmp_path / "a.safetensors", save_best_only=True)
+    keep.set_model(adapted())
+    warnings.simplefilter("default", UserWarning)
+    keep.on_epoch_end(0, {"loss": 1.0})
+    messages = [str(w.message) for w in recwarn]
+    assert sum("monitors 'val_loss', which training" in m for m in messages) == 1
+    assert names(tmp_path) == ["a.safetensors"]
+
+
+def test_steps_are_counted_over_epochs(tmp_path):
+    path = tmp_path / "{epoch}-{batch}.safetensors"
+    size = len(MLP.inputs()) // 2  # two batches an epoch
+    fit(adapted(), kr.RandLoRACheckpoint(path, save_freq=3), epochs=3, batch_size=size)
+    assert names(tmp_path) == [f"{name}.safetensors" for name in ("2-1", "3-2")]
+
+
+def test_training_goes_on_from_adapter_and_optimizer(tmp_path):
+    model = adapted()
+    keep = kr.RandLoRACheckpoint(tmp_path / "a.safetensors", with_optimizer=True)
+    fit(model, keep, epochs=2)
+    fit(model, epochs=1)
+    assert names(tmp_path) == ["a.optimizer.safetensors", "a.safetensors"]
+
+    resumed = adapted()
+    kr.load_adapter(resumed, tmp_path / "a.safetensors")
+    kr.load_optimizer(resumed, tmp_path / "a.optimizer.safetensors")
+    fit(resumed, epochs=1)
+    for key, value in kr.get_adapter(resumed).items():
+        np.testing.assert_array_equal(value, kr.get_adapter(model)[key])
+
+
+def test_it_says_what_it_writes(tmp_path, capsys):
+    fit(adapted(), kr.RandLoRACheckpoint(tmp_path / "a.safetensors", verbose=1))
+    assert capsys.readouterr().out.count(f"adapter saved to {tmp_path}") == 3
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        (dict(path="a.keras"), ValueError, "ends in '.safetensors'"),
+        (dict(save_freq="step"), ValueError, "save_freq='step'"),
+        (dict(save_freq=0), ValueError, "save_freq=0"),
+        (dict(save_freq=1.5), TypeError, "save_freq=1.5"),
+        (dict(save_best_only=True, mode="best"), ValueError, "mode='best'"),
+        (dict(save_best_only=True, monitor="score"), ValueError, "pass mode='min'"),
+    ],
+)
+def test_wrong_arguments_of_the_checkpoint(options, error, message):
+    with pytest.raises(error, match=message):
+        kr.RandLoRACheckpoint(**{"path": "a.safetensors", **options})
+
+
+def test_a_field_that_training_does_not_report(tmp_path):
+    keep = kr.RandLoRACheckpoint(tmp_path / "{val_loss:.1f}.safetensors")
+    with pytest.raises(ValueError, match="names 'val_loss', which .* 'loss'"):
+        fit(adapted(), keep)
+
+
+@pytest.mark.parametrize("make", [kr.RandLoRALogger, None])
+def test_a_plain_model_is_refused(make, tmp_path):
+    callback = make() if make else kr.RandLoRACheckpoint(tmp_path / "a.safetensors")
+    model = MLP.build()
+    compile_model(model)
+    with pytest.raises(ValueError, match="not adapted"):
+        fit(model, callback)
+
+
+def test_norms_and_ranks_are_those_of_the_update():
+    model, logger = adapted(), kr.RandLoRALogger()
+    kernels = kr.analysis.kernels(model)
+    history = fit(model, logger, epochs=2).history
+    updates = kr.analysis.updates(model)
+    last = {record.path: record for record in logger.records if record.step == 2}
+    assert len(logger.records) == 6 and set(last) == set(updates)
+    for path, update in updates.items():
+        singular = np.linalg.svd(update, compute_uv=False)
+        shares = singular / singular.sum()
+        entropy = -np.sum(shares * np.log(np.maximum(shares, 1e-300)))
+        record = last[path]
+        assert record.norm == pytest.approx(np.sqrt(np.sum(singular**2)), rel=1e-6)
+        assert record.effective_rank == pytest.approx(np.exp(entropy), rel=1e-4)
+        kernel_norm = np.linalg.norm(kernels[path])
+        assert record.relative_norm == pytest.approx(record.norm / kernel_norm, 1e-5)
+    total = np.sqrt(sum(np.sum(update**2) for update in updates.values()))
+    assert history["update_norm"][-1] == pytest.approx(total, rel=1e-6)
+    everything = np.sqrt(sum(np.sum(kernel**2) for kernel in kernels.values()))
+    assert history["relative_update_norm"][-1] == pytest.approx(
+        total / everything, 1e-5
+    )
+    ranks = [record.effective_rank for record in last.values()]
+    assert history["effective_rank"][-1] == pytest.approx(np.mean(ranks))
+
+
+def test_the_logger_measures_after_steps_as_well():
+    logger = kr.RandLoRALogger(every=2)
+    size = -(-len(MLP.inputs()) // 4)  # four batches an epoch
+    fit(adapted(), logger, epochs=1, batch_size=size)
+    assert sorted({record.step for record in logger.records}) == [2, 4]
+    assert len(logger.records) == 2 * 3
+
+
+def test_tensorboard_gets_each_layer(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = kr.RandLoRALogger(tmp_path)
+    fit(adapted(), logger, epochs=2)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (tag,) = [t for t in events.Tags()["tensors"] if t.endswith("norm/hidden_1")][:1]
+    assert tag == "randlora/norm/hidden_1"
+    assert [event.step for event in events.Tensors(tag)] == [1, 2]
+
+
+def test_tensorboard_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorboard.summary", None)
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        kr.RandLoRALogger("logs")
