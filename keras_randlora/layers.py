@@ -557,7 +557,7 @@ class RandLoRADense(RandLoRALayer, keras.layers.Dense):
 
     Example:
     >>> layer = kr.RandLoRADense(8, rank=2)
-    >>> layer(np.ones((4, 6), "float32")).shape
+    >>> tuple(layer(np.ones((4, 6), "float32")).shape)
     (4, 8)
     >>> sorted(weight.name for weight in layer.trainable_weights)
     ['bias', 'gamma', 'lambda']
@@ -596,7 +596,7 @@ class RandLoRAEinsumDense(RandLoRALayer, keras.layers.EinsumDense):
 
     Example:
     >>> layer = kr.RandLoRAEinsumDense("btd,ndh->btnh", (None, 2, 3), rank=2)
-    >>> layer(np.ones((1, 5, 4), "float32")).shape
+    >>> tuple(layer(np.ones((1, 5, 4), "float32")).shape)
     (1, 5, 2, 3)
     """
 

@@ -46,7 +46,7 @@ def test_gemma(run):
     assert fell(names["history"])
     loaded = tiny_presets.tiny_gemma()
     kr.load_adapter(loaded, "gemma.safetensors")
-    assert all(np.ptp(array) > 1e-3 for array in kr.get_adapter(loaded).values())
+    assert all(np.ptp(array) > 1e-4 for array in kr.get_adapter(loaded).values())
     np.testing.assert_allclose(logits(names["model"]), logits(loaded), atol=1e-5)
     assert Path("gemma-merged/model.weights.h5").is_file()
 
