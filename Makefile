@@ -11,13 +11,13 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 ENV := $(VENV)/.installed
 # Named with its version: a bare `torch` would bring gigabytes of CUDA libraries.
-TORCH := $(shell grep '^torch==' constraints.txt)
+TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
 
 TESTS := $(addprefix test-,$(BACKENDS))
 INTEGRATION := $(addprefix integration-,$(BACKENDS))
 
-.PHONY: help env lint format test oldest newest integration docs demo demo-gemma bench bench-gpu clean \
-  $(TESTS) $(INTEGRATION)
+.PHONY: help env lint format test oldest newest integration docs demo demo-gemma \
+  bench bench-gpu clean $(TESTS) $(INTEGRATION)
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' Makefile
@@ -103,4 +103,4 @@ bench-gpu: $(ENV) ## Measure step times and memory on a GPU, with torch and JAX
 
 clean: ## Remove caches and build output; .venv and runs stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
-	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . -path "./.venv*" -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -7,6 +7,7 @@ draw themselves; pictures stand in the page, so that they take its colours.
 
 import os
 import re
+from html import unescape
 from pathlib import Path
 
 from latex2mathml import converter
@@ -85,7 +86,8 @@ def _destination(target, folder, page, config):
 
 def _mathml(formula):
     """Return a formula as MathML."""
-    source = formula[3].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
     block = formula[2] == "["
-    mathml = converter.convert(source, display="block" if block else "inline")
+    mathml = converter.convert(
+        unescape(formula[3]), display="block" if block else "inline"
+    )
     return f'<div class="formula">{mathml}</div>' if block else mathml

@@ -276,7 +276,7 @@ def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
     """
     state = adapted_state(model)
     adapted = [site.layer for site in state.selection.adapted]
-    warn_of_zero_update(model, [layer.randlora for layer in adapted])
+    warn_of_zero_update(model, state.selection.adapted)
     restored = [x for x in adapted if dequantize and x.quantization_mode is not None]
     kernels = [np.array(ops.convert_to_numpy(x.merged_kernel())) for x in restored]
     for layer in shown(adapted, "Merging", "layer"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +89,7 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         self.verbose = verbose
         self.best: float | None = None
         self.latest: Path | None = None
-        self._is_better = _comparison(monitor, mode if save_best_only else "min")
+        self.mode = _direction(monitor, mode) if save_best_only else mode
         self._epoch = 0
         self._clock = _Clock(self.save_freq)
 
@@ -146,10 +146,12 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
             )
             return True
         value = float(value)
-        better = self.best is None or self._is_better(value, self.best)
-        if better:
-            self.best = value
-        return better
+        if self.best is not None:
+            better = value < self.best if self.mode == "min" else value > self.best
+            if not better:
+                return False
+        self.best = value
+        return True
 
 
 class UpdateRecord(NamedTuple):
@@ -313,8 +315,8 @@ def _checked_frequency(name: str, value: Any) -> str | int:
     return positive_integer(name, value)
 
 
-def _comparison(monitor: str, mode: str) -> Callable[[float, float], bool]:
-    """Return the function that tells whether a value is better than another."""
+def _direction(monitor: str, mode: str) -> str:
+    """Return `"min"` where small values of the metric are better, else `"max"`."""
     if mode not in MODES:
         raise ValueError(
             f"`mode` must be one of {list(MODES)}. Received: mode={mode!r}."
@@ -328,8 +330,8 @@ def _comparison(monitor: str, mode: str) -> Callable[[float, float], bool]:
                 f"The name of the metric '{monitor}' does not tell whether small or "
                 "large is better: pass mode='min' or mode='max'. Received: mode='auto'."
             )
-        mode = "min" if small else "max"
-    return float.__lt__ if mode == "min" else float.__gt__
+        return "min" if small else "max"
+    return mode
 
 
 def _tensorboard_writer(log_dir: str | os.PathLike[str]) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_randlora.config import RandLoRAConfig
-from keras_randlora.layers import RandLoRAAdapter, own_weights
+from keras_randlora.layers import own_weights
 from keras_randlora.targets import Site
 
 # Optimizers whose steps are about as large as the learning rate, whatever the gradient.
@@ -36,7 +36,7 @@ def warn_of_shared_kernels(everything: Sequence[Site], adapted: Sequence[Site]) 
         for variable in own_weights(site.layer)
     }
     for site in adapted:
-        other = holders.get(id(getattr(site.layer, "_kernel", None)))
+        other = holders.get(id(site.layer._kernel))
         if other is not None:
             warnings.warn(
                 f"Layer '{site.path}' shares its kernel with layer '{other}' (tied "
@@ -68,16 +68,14 @@ def warn_of_large_steps(model: keras.Model, config: RandLoRAConfig) -> None:
         )
 
 
-def warn_of_zero_update(
-    model: keras.Model, adapters: Sequence[RandLoRAAdapter]
-) -> None:
+def warn_of_zero_update(model: keras.Model, adapted: Sequence[Site]) -> None:
     """Warn where a model was fitted and yet every λ is zero."""
     optimizer = getattr(model, "optimizer", None)
     if not model.compiled or optimizer is None or not optimizer.built:
         return
     steps = int(ops.convert_to_numpy(optimizer.iterations))
     if steps and not any(
-        np.any(ops.convert_to_numpy(adapter.lambda_)) for adapter in adapters
+        np.any(ops.convert_to_numpy(site.layer.randlora.lambda_)) for site in adapted
     ):
         warnings.warn(
             f"The update of model '{model.name}' is zero after {steps} steps of "

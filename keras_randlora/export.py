@@ -170,7 +170,7 @@ def export_merged(
     28
     """
     state = adapted_state(model)
-    warn_of_zero_update(model, [s.layer.randlora for s in state.selection.adapted])
+    warn_of_zero_update(model, state.selection.adapted)
     path = Path(path)
     _check_request(model, path, format, overwrite)
     kind = FORMATS[format]

@@ -85,7 +85,7 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
     12
     """
     state = adapted_state(model)
-    warn_of_zero_update(model, [s.layer.randlora for s in state.selection.adapted])
+    warn_of_zero_update(model, state.selection.adapted)
     file = AdapterFile(
         config=state.config,
         layers={s.path: kernel_shape(s.layer) for s in state.selection.adapted},

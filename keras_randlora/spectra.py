@@ -79,9 +79,7 @@ def update_spectrum(
     >>> kr.analysis.update_spectrum(np.diag([1.0, 3.0])).tolist()
     [3.0, 1.0]
     """
-    if isinstance(update, keras.layers.Layer):
-        update = update_matrix(update, base)
-    return np.linalg.svd(_matrix(update), compute_uv=False)
+    return np.linalg.svd(_matrix(update, base), compute_uv=False)
 
 
 def update_rank(
@@ -105,11 +103,10 @@ def update_rank(
     >>> kr.analysis.update_rank(np.outer([1.0, 2.0], [1.0, 1.0, 0.0]))
     1
     """
-    if isinstance(update, keras.layers.Layer):
-        update = update_matrix(update, base)
-    values = update_spectrum(update)
+    matrix = _matrix(update, base)
+    values = update_spectrum(matrix)
     if tolerance is None:
-        tolerance = max(np.shape(update)) * float(np.finfo("float32").eps)
+        tolerance = max(matrix.shape) * float(np.finfo("float32").eps)
     return int(np.sum(values > tolerance * values.max(initial=0.0)))
 
 
@@ -133,9 +130,7 @@ def effective_rank(
     >>> round(kr.analysis.effective_rank(np.diag([2.0, 2.0, 0.0])), 6)
     2.0
     """
-    if isinstance(update, keras.layers.Layer):
-        update = update_matrix(update, base)
-    values = _quick_spectrum(_matrix(update))
+    values = _quick_spectrum(_matrix(update, base))
     if not values.any():
         return 0.0
     shares = values / values.sum()
@@ -208,7 +203,10 @@ def updates(
     return {path: matrix for path, matrix in found.items() if matrix.any()}
 
 
-def _matrix(update: Array) -> np.ndarray:
+def _matrix(update: Array | keras.layers.Layer, base: Array | None) -> np.ndarray:
+    """Return what is given as a matrix, or the update of a layer."""
+    if isinstance(update, keras.layers.Layer):
+        update = update_matrix(update, base)
     matrix = np.asarray(update, "float64")
     if matrix.ndim != 2:
         raise ValueError(

@@ -1,7 +1,4 @@
-"""The public names of the package, and those of each release.
-
-python tests/public_api.py writes those of this version to `tests/released/VERSION/`.
-"""
+"""The public names of the package, and those of each release."""
 
 import inspect
 from pathlib import Path
@@ -44,7 +41,6 @@ def _version_of(file):
     return [int(number) for number in file.parent.name.split(".")]
 
 
-if __name__ == "__main__":
-    folder = RELEASED / kr.__version__
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text("\n".join(sorted(current())) + "\n")
+def write(folder):
+    """Write the names of this version."""
+    (folder / FILE).write_text("\n".join(sorted(current())) + "\n", "utf-8")

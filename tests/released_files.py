@@ -1,22 +1,22 @@
 """The files that a released version writes, kept so that every later one reads them.
 
-python tests/released_files.py writes those of this version to `released/VERSION/` once,
-when it is released. Run it on one backend: the files are the same on all.
+python tests/released_files.py writes those of this version, and its public names, to
+`released/VERSION/` once, when it is released. Run it on one backend: the files are the
+same on all.
 """
 
 import json
 import os
-from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 import numpy as np
+import public_api
 from keras import layers, ops
 
 import keras_randlora as kr
 
-RELEASED = Path(__file__).parent / "released"
 # Options of `enable_randlora`, by the name of the adapter file.
 ADAPTERS = {
     "uniform": dict(rank=2, targets=["hidden", "heads"], also_train=["head"]),
@@ -101,7 +101,8 @@ def write(folder):
     expected["fitted"] = outputs(fitted)
     expected = {name: array.tolist() for name, array in expected.items()}
     (folder / "outputs.json").write_text(json.dumps(expected, indent=1) + "\n")
+    public_api.write(folder)
 
 
 if __name__ == "__main__":
-    write(RELEASED / kr.__version__)
+    write(public_api.RELEASED / kr.__version__)

@@ -16,12 +16,21 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "keras_randlora"
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
-# Pages of the site that `docs/hooks.py` takes from elsewhere.
+
+
+def constant(path, name):
+    """Return a literal that a source assigns, without importing it."""
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{path} has no {name}")
+
+
+# Pages of the site that stand outside `docs`, by their name on it.
 ELSEWHERE = {
-    "benchmarks.md": ROOT / "benchmarks" / "README.md",
-    "changelog.md": ROOT / "CHANGELOG.md",
-    "contributing.md": ROOT / "CONTRIBUTING.md",
-    "examples.md": ROOT / "examples" / "README.md",
+    page: ROOT / source
+    for source, page in constant(DOCS / "hooks.py", "PAGES").items()
+    if page != "index.md"
 }
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [ROOT / "README.md", *ELSEWHERE.values(), *PAGES]
@@ -90,18 +99,10 @@ def test_every_section_of_a_guide_is_shown():
             assert (name_of(script), section) in shown
 
 
-def public_names():
-    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
-            return ast.literal_eval(node.value)
-    raise AssertionError("there is no __all__")
-
-
 def test_every_public_name_is_in_the_reference():
     pages = [path.read_text("utf-8") for path in (DOCS / "api").glob("*.md")]
     entries = re.findall(r"^::: keras_randlora\.(\w+)$", "\n".join(pages), re.MULTILINE)
-    assert sorted(entries) == sorted(public_names())
+    assert sorted(entries) == sorted(constant(PACKAGE / "__init__.py", "__all__"))
 
 
 def messages():

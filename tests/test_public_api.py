@@ -28,7 +28,7 @@ def unmentioned(names, text):
 
 def test_what_came_and_went_stands_in_the_changelog():
     now, before = public_api.current(), public_api.released()
-    assert before, "write the names of the release: python tests/public_api.py"
+    assert before, "write the names of the release: python tests/released_files.py"
     news = section("Unreleased")
     assert unmentioned(now - before, news) == []
     removed = news.partition("### Removed")[2].partition("\n### ")[0]

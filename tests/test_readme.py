@@ -32,10 +32,7 @@ def test_readme_runs(monkeypatch, tmp_path):
     assert (tmp_path / "saved_model" / "saved_model.pb").is_file()
     trained, fresh = names["model"], names["fresh"]
     assert trained.randlora_summary().trainable == fresh.randlora_summary().trainable
-    tokens = {
-        "token_ids": np.arange(8, dtype="int32")[None],
-        "padding_mask": np.ones((1, 8), "int32"),
-    }
+    tokens = tiny_presets.TOKENS
     np.testing.assert_array_equal(
         keras.ops.convert_to_numpy(trained(tokens)),
         keras.ops.convert_to_numpy(fresh(tokens)),

@@ -6,18 +6,17 @@ import keras
 import numpy as np
 import pytest
 import released_files
+from public_api import RELEASED
 
 import keras_randlora as kr
 
-VERSIONS = sorted(
-    path.parent.name for path in released_files.RELEASED.glob("*/outputs.json")
-)
+VERSIONS = sorted(path.parent.name for path in RELEASED.glob("*/outputs.json"))
 
 
 @pytest.fixture(params=VERSIONS)
 def release(request):
     """Give the folder of a version, and the outputs that were written with it."""
-    folder = released_files.RELEASED / request.param
+    folder = RELEASED / request.param
     expected = json.loads((folder / "outputs.json").read_text("utf-8"))
     return folder, {name: np.array(array) for name, array in expected.items()}
 

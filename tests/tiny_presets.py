@@ -5,9 +5,15 @@ import string
 
 import keras
 import keras_hub
+import numpy as np
 import sentencepiece
 
 TEXTS = ["the full rank of an update", "random bases and trainable diagonals"] * 2
+# One batch for a causal language model.
+TOKENS = {
+    "token_ids": np.arange(8, dtype="int32")[None],
+    "padding_mask": np.ones((1, 8), "int32"),
+}
 
 
 def words(**pieces):
