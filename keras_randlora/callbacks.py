@@ -229,6 +229,7 @@ class RandLoRALogger(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Take the norms of the frozen kernels."""
+        self._latest = []  # the steps of another optimizer begin anew
         self._kernel_norms = {
             site.path: _norm(dense_kernel(site.layer)) for site in self._sites()
         }

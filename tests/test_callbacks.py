@@ -186,6 +186,16 @@ def test_the_logger_measures_after_steps_as_well():
     assert len(logger.records) == 2 * 3
 
 
+def test_a_new_optimizer_counts_from_one_and_is_measured_anew():
+    model, logger = adapted(), kr.RandLoRALogger()
+    fit(model, logger, epochs=1)
+    compile_model(model)
+    fit(model, logger, epochs=1)
+    first, second = logger.records[:3], logger.records[3:]
+    assert [record.step for record in logger.records] == [1] * 6
+    assert all(a.norm != b.norm for a, b in zip(first, second, strict=True))
+
+
 def test_tensorboard_gets_each_layer(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
