@@ -21,6 +21,7 @@ from examples.command_line import (
     shard,
 )
 from examples.sst2.experiments import (
+    BUDGETS,
     EXPERIMENTS,
     RATES,
     Options,
@@ -59,6 +60,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add("--methods", nargs="+", help="these only, instead of the experiment's own")
     add("--rates", nargs="+", type=float, default=RATES, help="of learning-rates")
+    add(
+        "--budgets",
+        nargs="+",
+        choices=BUDGETS,
+        default=BUDGETS,
+        help="of few-shot: sentences of each class, or a share of all",
+    )
     add("--learning-rate", type=float, help="instead of the chosen ones")
     add("--shard", type=shard, default="1/1", metavar="I/N", help="part I of N")
     figures = parser.add_argument_group("figures")
@@ -95,6 +103,7 @@ def options_of(given: argparse.Namespace) -> Options:
         rates=tuple(given.rates),
         learning_rate=given.learning_rate,
         methods=tuple(given.methods) if given.methods else None,
+        budgets=tuple(given.budgets),
     )
 
 

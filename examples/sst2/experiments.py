@@ -68,6 +68,7 @@ class Options:
         rates: The grid of `learning-rates`.
         learning_rate: For all runs, instead of those chosen.
         methods: Instead of the experiment's own.
+        budgets: Of `few-shot`: sentences of each class, or a share of train.
     """
 
     seeds: int
@@ -78,6 +79,7 @@ class Options:
     rates: tuple[float, ...] = RATES
     learning_rate: float | None = None
     methods: tuple[str, ...] | None = None
+    budgets: tuple[str, ...] = BUDGETS
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def planned(
             backend=options.backend,
         )
         for seed in range(1 if tuning else options.seeds)
-        for budget in (BUDGETS if experiment == "few-shot" else (EVERYTHING,))
+        for budget in (options.budgets if experiment == "few-shot" else (EVERYTHING,))
         for method in methods
         for rate in rates[method]
     ]
