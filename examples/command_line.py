@@ -16,6 +16,15 @@ class UserError(Exception):
     """What the user asked for cannot be done; the message says why."""
 
 
+class DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that names the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, []):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A parser that answers a mistake with one line."""
 

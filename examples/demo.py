@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from command_line import (
     BACKENDS,
+    DefaultsHelp,
     OneLineParser,
     exit_status,
     positive,
@@ -131,7 +132,7 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command line's options."""
     parser = OneLineParser(
         description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsHelp,
     )
     add = parser.add_argument
     add("--backend", choices=BACKENDS, default="jax", help="what Keras runs on")

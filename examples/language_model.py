@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from command_line import DefaultsHelp
 from text_data import Windows, load_documents, pack
 
 TINY = dict(
@@ -47,7 +48,7 @@ def option_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser of the options that the examples share."""
     parser = argparse.ArgumentParser(
         description=description.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsHelp,
     )
     add = parser.add_argument
     add("--preset", help="keras-hub preset, hf://…, kaggle://…, folder, smollm2")

@@ -38,6 +38,7 @@ from checkpoints import (
 )
 from command_line import (
     BACKENDS,
+    DefaultsHelp,
     OneLineParser,
     UserError,
     exit_status,
@@ -150,7 +151,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = OneLineParser(
         prog="randlora_finetuning.py",
         description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsHelp,
     )
     add = parser.add_argument
     names = ", ".join(MODELS)

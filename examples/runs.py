@@ -62,6 +62,16 @@ def matching(records: Iterable[Record], **what: Any) -> list[Record]:
     return [r for r in records if all(r.get(k) == v for k, v in what.items())]
 
 
+def grouped(
+    records: Iterable[Record], by: Sequence[str]
+) -> list[tuple[Record, list[Record]]]:
+    """Return the records that agree in some fields, with the values of these."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[name] for name in by), []).append(record)
+    return [(dict(zip(by, values, strict=True)), g) for values, g in groups.items()]
+
+
 def run_once(path: Path, run: Callable[[], Mapping[str, Any]], **what: Any) -> Record:
     """Return the record of a run, from the file if it is there already."""
     if found := matching(read(path), **what):
@@ -100,3 +110,14 @@ def table(
         ]
         lines.append([f"`{value}`", str(len(group)), *cells])
     return markdown([by, "runs", *columns], lines)
+
+
+def tuning_table(records: Sequence[Record], loss: str) -> str:
+    """Return a Markdown table of a loss, a line for each method, a column a rate."""
+    rates = {
+        rate: f"{rate:g}" for rate in sorted({r["learning_rate"] for r in records})
+    }
+    lines = [
+        {"method": r["method"], rates[r["learning_rate"]]: r[loss]} for r in records
+    ]
+    return table(lines, "method", {rate: (rate, 3, 1) for rate in rates.values()})

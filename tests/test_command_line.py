@@ -46,3 +46,12 @@ def test_a_wrong_option_is_one_line(capsys):
     error = capsys.readouterr().err
     assert error.startswith("a.py: error: argument --steps: must be positive.")
     assert error.count("\n") == 1
+
+
+def test_help_names_the_defaults_that_there_are():
+    parser = argparse.ArgumentParser(formatter_class=command_line.DefaultsHelp)
+    parser.add_argument("--steps", default=40, help="of training")
+    parser.add_argument("--html", help="a page")
+    parser.add_argument("--resume", action="store_true", help="go on")
+    text = parser.format_help()
+    assert "of training (default: 40)" in text and text.count("default") == 1

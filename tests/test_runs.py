@@ -54,3 +54,19 @@ def test_a_table_has_mean_and_deviation():
 )
 def test_spread(values, text):
     assert runs.spread(values) == text
+
+
+def test_a_tuning_table_has_a_column_for_each_rate():
+    records = [
+        {"method": method, "learning_rate": rate, "loss": loss}
+        for method, rate, loss in [
+            ("full", 2e-3, 0.5),
+            ("full", 1e-4, 0.4),
+            ("head", 1e-4, 0.6),
+        ]
+    ]
+    lines = runs.tuning_table(records, "loss").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["method", "runs", "0.0001", "0.002"]
+    assert cells[2] == ["`full`", "2", "0.400", "0.500"]
+    assert cells[3] == ["`head`", "1", "0.600", "–"]

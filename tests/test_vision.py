@@ -200,13 +200,6 @@ def test_what_is_no_preset_is_said_in_one_line(tmp_path, digits_file, capsys):
     assert "`pretrain`" in message and message.count("\n") == 1
 
 
-def test_judged_by_accuracy_and_likelihood():
-    outputs = np.log([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]]) + 5
-    accuracy, loss = train.judge(outputs, np.array([0, 1]))
-    assert accuracy == 0.5
-    assert loss == pytest.approx(-(np.log(0.7) + np.log(0.3)) / 2)
-
-
 def test_rates_rise_for_a_tenth_and_fall_to_nothing():
     rates = [train.rate_at(step, 40) for step in range(40)]
     np.testing.assert_allclose(rates[:5], [0.25, 0.5, 0.75, 1, 1])

@@ -13,6 +13,7 @@ from typing import Any
 
 from command_line import (
     BACKENDS,
+    DefaultsHelp,
     OneLineParser,
     UserError,
     exit_status,
@@ -128,7 +129,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     command = commands.add_parser(
         "train",
         help="run what is not in the file yet",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsHelp,
     )
     command.set_defaults(command=train)
     add = command.add_argument

@@ -11,13 +11,11 @@ SETTINGS += ("test_examples", "generate_examples")
 
 def tables(records: list[runs.Record]) -> str:
     """Return the tables of all settings."""
-    groups: dict[str, list[runs.Record]] = {}
-    for record in records:
-        heading = ", ".join(f"{n.replace('_', ' ')} {record[n]}" for n in SETTINGS)
-        groups.setdefault(heading, []).append(record)
-    return "\n\n".join(
-        f"**{heading}**\n\n{_tables_of(group)}" for heading, group in groups.items()
-    )
+    parts = []
+    for settings, group in runs.grouped(records, SETTINGS):
+        named = [f"{name.replace('_', ' ')} {v}" for name, v in settings.items()]
+        parts += [f"**{', '.join(named)}**", _tables_of(group)]
+    return "\n\n".join(parts)
 
 
 def _tables_of(records: list[runs.Record]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from examples import runs
 from examples.command_line import (
     BACKENDS,
+    DefaultsHelp,
     OneLineParser,
     exit_status,
     positive,
@@ -37,7 +38,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = OneLineParser(
         prog="python -m examples.sst2",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsHelp,
     )
     add = parser.add_argument
     add("experiment", choices=[*EXPERIMENTS, "tables", "figures"])

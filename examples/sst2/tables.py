@@ -51,7 +51,7 @@ def _index(known: Sequence[str], name: str) -> int:
 def _measured(records: list[runs.Record]) -> list[str]:
     """Return all that was measured, a line for each method."""
     parts = []
-    for settings, group in _grouped(records, ("budget", *SETTINGS)):
+    for settings, group in runs.grouped(records, ("budget", *SETTINGS)):
         parts += [_heading(settings), runs.table(group, "method", COLUMNS)]
     return parts
 
@@ -59,19 +59,10 @@ def _measured(records: list[runs.Record]) -> list[str]:
 def _tuning(records: list[runs.Record]) -> list[str]:
     """Return the validation loss of each rate, a line for each method."""
     parts = []
-    for settings, group in _grouped(records, SETTINGS):
-        rates = sorted({record["learning_rate"] for record in group})
-        columns: Columns = {f"{rate:g}": (f"{rate:g}", 3, 1) for rate in rates}
-        lines = [
-            {
-                "method": record["method"],
-                f"{record['learning_rate']:g}": record["validation_loss"],
-            }
-            for record in group
-        ]
+    for settings, group in runs.grouped(records, SETTINGS):
         parts += [
             f"Loss on a tenth of train, by learning rate; {_heading(settings)}",
-            runs.table(lines, "method", columns),
+            runs.tuning_table(group, "validation_loss"),
         ]
     return parts
 
@@ -80,7 +71,7 @@ def _few_shot(records: list[runs.Record]) -> list[str]:
     """Return the accuracy of each budget, a line for each method; then everything."""
     parts = []
     settings = tuple(name for name in SETTINGS if name != "steps")
-    for values, group in _grouped(records, settings):
+    for values, group in runs.grouped(records, settings):
         budgets = dict.fromkeys(record["budget"] for record in group)
         columns: Columns = {
             budget if "%" in budget else f"{budget} a class": (budget, 1, 0.01)
@@ -98,19 +89,6 @@ def _few_shot(records: list[runs.Record]) -> list[str]:
 
 
 _PARTS = {"learning-rates": _tuning, "few-shot": _few_shot}
-
-
-def _grouped(
-    records: list[runs.Record], names: tuple[str, ...]
-) -> list[tuple[runs.Record, list[runs.Record]]]:
-    """Return the records that agree in these fields, with the fields' values."""
-    groups: dict[tuple, list[runs.Record]] = {}
-    for record in records:
-        groups.setdefault(tuple(record[name] for name in names), []).append(record)
-    return [
-        (dict(zip(names, values, strict=True)), group)
-        for values, group in groups.items()
-    ]
 
 
 def _heading(settings: runs.Record) -> str:

@@ -11,7 +11,8 @@ from keras import ops
 
 import keras_randlora as kr
 from examples import methods
-from examples.command_line import UserError
+from examples.classification import accuracy_and_loss
+from examples.command_line import user_choices
 from examples.pretrained import resolve
 from examples.sst2 import data
 from examples.sst2.experiments import Run
@@ -45,12 +46,10 @@ def adapt(model: keras.Model, method: str, seed: int) -> int:
     Raises:
         UserError: There is no such method, or the model does not take it.
     """
-    try:
+    with user_choices():
         return methods.adapt(
             model, method, exclude=HEAD, also_train=HEAD, seed=seed, others=ADAPTERS
         )
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def fit(
@@ -95,11 +94,7 @@ def evaluate(
     whole = -(-count // batch_size) * batch_size  # one shape for all batches
     filled = examples.take(np.arange(whole) % count)
     logits = model.predict(filled.inputs, batch_size=batch_size, verbose=0)
-    logits = np.asarray(logits, "float64")[:count]
-    scores = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    right = scores.argmax(axis=1) == examples.labels
-    losses = -np.take_along_axis(scores, examples.labels[:, None], axis=1)
-    return float(right.mean()), float(losses.mean())
+    return accuracy_and_loss(logits[:count], examples.labels)
 
 
 def run(plan: Run, folder: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples import runs
+from examples.classification import accuracy_and_loss
 from examples.command_line import (
     BACKENDS,
     OneLineParser,
@@ -88,7 +89,7 @@ def pretrain(given: argparse.Namespace) -> None:
         ("another camera's", data.disturbed(parts.validation)),
     ):
         outputs = model.logits(classifier, converter, pictures.pixels, 64)
-        accuracy, _ = train.judge(outputs, pictures.labels)
+        accuracy, _ = accuracy_and_loss(outputs, pictures.labels)
         print(f"Accuracy on {name}, of the validation part: {accuracy:.1%}")
     plain, _ = model.small_vit(side=8, classes=len(DIGITS))  # without an optimizer
     plain.set_weights(classifier.get_weights())

@@ -4,7 +4,7 @@ First every method tries the same learning rates and is judged by the validation
 then it is trained with the best one from several seeds and judged by the test part.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from examples import runs
@@ -108,34 +108,15 @@ def chosen_rate(common: Run, method: str, records: Iterable[runs.Record]) -> flo
 def tables(records: Iterable[runs.Record]) -> str:
     """Return the Markdown tables of the records, for each setting two."""
     parts = []
-    for title, group in _by_settings(records):
+    for settings, group in runs.grouped(records, SETTINGS):
         tried = runs.matching(group, part="validation")
         final = runs.matching(group, part="test")
+        title = "## {pictures}, {preset}, {steps} steps of {batch_size}, {backend}"
         parts += [
-            f"## {title}",
+            title.format(**settings),
             "Judged by the test part, with the learning rate chosen before:",
             runs.table(final, "method", COLUMNS),
             "Loss on the validation part, by learning rate:",
-            _tuning_table(tried),
+            runs.tuning_table(tried, "loss"),
         ]
     return "\n\n".join(parts)
-
-
-def _tuning_table(records: list[runs.Record]) -> str:
-    rates = sorted({record["learning_rate"] for record in records})
-    lines = [
-        {"method": r["method"], f"{r['learning_rate']:g}": r["loss"]} for r in records
-    ]
-    columns = {f"{rate:g}": (f"{rate:g}", 3, 1) for rate in rates}
-    return runs.table(lines, "method", columns)
-
-
-def _by_settings(
-    records: Iterable[runs.Record],
-) -> Iterator[tuple[str, list[runs.Record]]]:
-    """Yield comparable records under what they have in common."""
-    records = list(records)
-    for values in dict.fromkeys(tuple(r[name] for name in SETTINGS) for r in records):
-        settings = dict(zip(SETTINGS, values, strict=True))
-        title = "{pictures}, {preset}, {steps} steps of {batch_size}, {backend}"
-        yield title.format(**settings), runs.matching(records, **settings)

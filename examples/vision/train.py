@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from examples import methods
-from examples.command_line import UserError
+from examples.classification import accuracy_and_loss
+from examples.command_line import user_choices
 from examples.vision import data
 from examples.vision.comparison import Run
 from examples.vision.model import HEAD, converted, load, logits
@@ -55,31 +56,16 @@ def rate_at(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def judge(outputs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Return accuracy and mean negative log-likelihood.
-
-    Args:
-        outputs: Logits `(n, classes)`.
-        labels: `(n,)`.
-    """
-    scores = outputs - outputs.max(axis=1, keepdims=True)
-    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    right = scores.argmax(axis=1) == labels
-    return float(right.mean()), float(-scores[np.arange(len(labels)), labels].mean())
-
-
 def adapt(model: keras.Model, method: str, seed: int) -> int:
     """Prepare the model for a method; return how many numbers it trains.
 
     Raises:
         UserError: There is no such method, or the model does not take it.
     """
-    try:
+    with user_choices():
         return methods.adapt(
             model, method, exclude=[HEAD], also_train=[HEAD], seed=seed
         )
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def tuned(
@@ -109,7 +95,7 @@ def run(plan: Run, parts: data.Parts, classes: int) -> dict[str, Any]:
     judged = getattr(parts, plan.part)
     model, converter, found = tuned(plan, parts.train, classes)
     outputs = logits(model, converter, judged.pixels, 2 * plan.batch_size)
-    accuracy, loss = judge(outputs, judged.labels)
+    accuracy, loss = accuracy_and_loss(outputs, judged.labels)
     return {"accuracy": accuracy, "loss": loss, **found}
 
 

@@ -1,0 +1,17 @@
+"""How well a classifier's outputs answer."""
+
+import numpy as np
+
+
+def accuracy_and_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Return accuracy and mean negative log-likelihood.
+
+    Args:
+        logits: `(n, classes)`.
+        labels: The right class of each, `(n,)`.
+    """
+    scores = np.asarray(logits, "float64")
+    scores = scores - scores.max(axis=1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    right = scores.argmax(axis=1) == labels
+    return float(right.mean()), float(-scores[np.arange(len(labels)), labels].mean())
