@@ -340,6 +340,25 @@ def test_a_logger_that_is_not_installed_is_named(command, logger, monkeypatch, c
     assert f"pip install {logger}\n" in capsys.readouterr().err
 
 
+def test_tensorboard_gets_the_losses_of_each_evaluation(tiny, command, tmp_path):
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    logs = tmp_path / "logs"
+    options = ("--max_steps", "2", "--tensorboard", str(logs))
+    assert script.main(command("out", *options)) == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    written = {"train": record["training"]}
+    written["validation"] = [loss for step, loss in record["validation"] if step]
+    for name, losses in written.items():
+        events = EventAccumulator(str(logs / name)).Reload().Tensors("epoch_loss")
+        assert [event.step for event in events] == [0, 1]
+        values = [make_ndarray(event.tensor_proto) for event in events]
+        np.testing.assert_allclose(values, losses, rtol=1e-5)
+
+
 def test_wandb_gets_the_options(monkeypatch):
     started = {}
     logger = keras.callbacks.Callback
