@@ -62,6 +62,11 @@ def matching(records: Iterable[Record], **what: Any) -> list[Record]:
     return [r for r in records if all(r.get(k) == v for k, v in what.items())]
 
 
+def place(known: Sequence[str], name: str) -> int:
+    """Return where a name belongs in a known order: last if it is not in it."""
+    return known.index(name) if name in known else len(known)
+
+
 def grouped(
     records: Iterable[Record], by: Sequence[str]
 ) -> list[tuple[Record, list[Record]]]:

@@ -141,7 +141,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--methods",
         nargs="+",
         default=METHODS,
-        help="none, or names of methods.py and sst2/reference_layers.py",
+        help="none, or names of methods.py and reference_layers.py",
     )
     add("--seeds", type=positive(int), default=3, help="runs of each method")
     add("--steps", type=positive(int), default=48, help="optimizer steps")

@@ -19,7 +19,7 @@ from examples.commonsense.answering import (
     write,
 )
 from examples.commonsense.questions import Question
-from examples.sst2.reference_layers import ADAPTERS
+from examples.reference_layers import ADAPTERS
 from keras_randlora.targets import sites
 
 BASE = "none"  # the model as it is

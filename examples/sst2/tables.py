@@ -1,6 +1,6 @@
 """Markdown tables of every experiment, made from the records."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from examples import runs
 from examples.sst2.experiments import BUDGETS, EXPERIMENTS
@@ -38,14 +38,10 @@ def tables(records: Iterable[runs.Record]) -> str:
 def _place(record: runs.Record) -> tuple[int, int, int]:
     """Return where a record belongs, whichever process finished first."""
     return (
-        _index(BUDGETS, record["budget"]),
-        _index(EXPERIMENTS[record["experiment"]], record["method"]),
+        runs.place(BUDGETS, record["budget"]),
+        runs.place(EXPERIMENTS[record["experiment"]], record["method"]),
         record["seed"],
     )
-
-
-def _index(known: Sequence[str], name: str) -> int:
-    return known.index(name) if name in known else len(known)
 
 
 def _measured(records: list[runs.Record]) -> list[str]:

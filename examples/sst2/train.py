@@ -14,9 +14,9 @@ from examples import methods
 from examples.classification import accuracy_and_loss
 from examples.command_line import user_choices
 from examples.pretrained import resolve
+from examples.reference_layers import ADAPTERS
 from examples.sst2 import data
 from examples.sst2.experiments import Run
-from examples.sst2.reference_layers import ADAPTERS
 from keras_randlora.layers import RandLoRALayer
 from keras_randlora.targets import Site, sites
 

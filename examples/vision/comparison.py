@@ -14,7 +14,9 @@ METHODS = (
     "full",
     "head",
     "lora-4",
+    "matrixlora-4",
     "lora-16",
+    "matrixlora-16",
     "randlora-as-lora-4",
     "randlora-as-lora-16",
     "randlora-as-lora-16-kronecker",
@@ -107,6 +109,7 @@ def chosen_rate(common: Run, method: str, records: Iterable[runs.Record]) -> flo
 
 def tables(records: Iterable[runs.Record]) -> str:
     """Return the Markdown tables of the records, for each setting two."""
+    records = sorted(records, key=lambda record: runs.place(METHODS, record["method"]))
     parts = []
     for settings, group in runs.grouped(records, SETTINGS):
         tried = runs.matching(group, part="validation")

@@ -12,6 +12,7 @@ import numpy as np
 from examples import methods
 from examples.classification import accuracy_and_loss
 from examples.command_line import user_choices
+from examples.reference_layers import ADAPTERS
 from examples.vision import data
 from examples.vision.comparison import Run
 from examples.vision.model import HEAD, converted, load, logits
@@ -64,7 +65,12 @@ def adapt(model: keras.Model, method: str, seed: int) -> int:
     """
     with user_choices():
         return methods.adapt(
-            model, method, exclude=[HEAD], also_train=[HEAD], seed=seed
+            model,
+            method,
+            exclude=[HEAD],
+            also_train=[HEAD],
+            seed=seed,
+            others=ADAPTERS,
         )
 
 
