@@ -116,10 +116,12 @@ def plot_loss_plane(
         _surface(plane, path, title)
         return
     figure, axes = _figure(6.4, 5.2)
-    filled = axes.contourf(plane.x, plane.y, plane.losses, levels=24, cmap="viridis_r")
-    axes.contour(
-        plane.x, plane.y, plane.losses, levels=24, colors="white", linewidths=0.3
-    )
+    # A steep corner must not take all the colours.
+    lowest, high = plane.losses.min(), np.quantile(plane.losses, 0.9)
+    levels = np.linspace(lowest, high, 25) if high > lowest else 24
+    surface = (plane.x, plane.y, plane.losses)
+    filled = axes.contourf(*surface, levels=levels, cmap="viridis_r", extend="max")
+    axes.contour(*surface, levels=levels, colors="white", linewidths=0.3)
     figure.colorbar(filled, ax=axes, label="Loss")
     marks = zip(plane.names, plane.corners, plane.corner_losses, strict=True)
     for name, (x, y), loss in marks:

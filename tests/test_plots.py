@@ -1,7 +1,9 @@
 """Pictures: that they are drawn, and what is refused; how they look, people judge."""
 
+import dataclasses
 import sys
 
+import matplotlib.axes
 import numpy as np
 import pytest
 
@@ -27,6 +29,25 @@ def test_pictures_are_drawn(tmp_path):
     for file in tmp_path.iterdir():
         assert file.read_bytes().startswith(PNG)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("steep", [0.0, 100.0])
+def test_a_steep_corner_does_not_take_all_the_colours(steep, tmp_path, monkeypatch):
+    drawn = []
+    contourf = matplotlib.axes.Axes.contourf
+    monkeypatch.setattr(
+        matplotlib.axes.Axes,
+        "contourf",
+        lambda *args, **kwargs: drawn.append(contourf(*args, **kwargs)) or drawn[0],
+    )
+    losses = np.zeros((3, 4))  # flat, or but for a corner
+    losses[1, 1], losses[0, 0] = min(steep, 1.0), steep
+    losses += np.linspace(0, steep / 100, 4)
+    plane = dataclasses.replace(PLANE, losses=losses)
+    analysis.plot_loss_plane(plane, tmp_path / "plane.png")
+    levels = drawn[0].levels
+    assert np.isfinite(levels).all() and np.all(np.diff(levels) > 0)
+    assert not steep or levels.max() < 3
 
 
 def test_a_plane_is_a_page_that_needs_no_network(tmp_path):

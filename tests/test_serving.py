@@ -32,13 +32,14 @@ def test_guide_runs(monkeypatch, tmp_path):
         lambda _: EXAMPLES["llama3"].build(),
     )
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     names = {"inputs": inputs}
     for block in blocks:
         exec(compile(block, str(GUIDE), "exec"), names)
 
     for name, outputs in expected.items():
         np.testing.assert_allclose(names[name], outputs, atol=1e-5)
+    np.testing.assert_allclose(names["logits"], expected["legal"], atol=1e-4)
     base = artefacts.outputs(EXAMPLES["llama3"].build(), inputs)
     np.testing.assert_allclose(names["base"], base, atol=1e-5)
     assert np.abs(names["mixture"] - base).max() > 1e-3
