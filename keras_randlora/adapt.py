@@ -17,6 +17,7 @@ from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.diagnostics import (
     warn_of_large_steps,
     warn_of_shared_kernels,
+    warn_of_unsaved,
     warn_of_zero_update,
 )
 from keras_randlora.distribution import require_same_distribution
@@ -75,6 +76,14 @@ class AdaptedState:
     extra: dict[str, keras.Variable]
     was_trainable: list[TrainableFlag]
     block: str | None = None
+
+    def variables(self) -> dict[str, keras.Variable]:
+        """Return λ and γ of every adapted layer and the extra ones, by path."""
+        found = {}
+        for site in self.selection.adapted:
+            found[f"{site.path}/lambda"] = site.layer.randlora.lambda_
+            found[f"{site.path}/gamma"] = site.layer.randlora.gamma
+        return {**found, **self.extra}
 
 
 def enable_randlora(
@@ -187,13 +196,14 @@ def enable_with_config(
     extra = _extra_variables(model, selection, config)
     _attach_all(selection, options, bank)
     _train_only(model, extra)
-    setattr(model, _STATE, AdaptedState(config, selection, extra, flags))
+    state = AdaptedState(config, selection, extra, flags)
+    setattr(model, _STATE, state)
     for site in sites(model):
         pass_gradients(site.layer)
     # Keras asks this before it quantizes the first layer.
     model._check_quantize_args = _refuse_to_quantize
     # And this, in `fit` and `train_on_batch`, before the first step.
-    model.make_train_function = _checked_train_function(model, config)
+    model.make_train_function = _checked_train_function(model, state)
     _refresh(model, selection)
     _require_new_compile(model)
     return summary(model)
@@ -499,13 +509,15 @@ def _refuse_to_quantize(*args: Any) -> None:
 
 
 def _checked_train_function(
-    model: keras.Model, config: RandLoRAConfig
+    model: keras.Model, state: AdaptedState
 ) -> Callable[..., Any]:
     """Return the model's `make_train_function`, which first looks at the options."""
 
     def make_train_function(force: bool = False) -> Any:
         if force or model.train_function is None:
-            warn_of_large_steps(model, config)
+            warn_of_large_steps(model, state.config)
+            if state.block is None:
+                warn_of_unsaved(model, state.variables().values())
         return type(model).make_train_function(model, force)
 
     return make_train_function

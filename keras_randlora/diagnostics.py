@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -64,6 +64,22 @@ def warn_of_large_steps(model: keras.Model, config: RandLoRAConfig) -> None:
             f"{scale:g}: each step of {type(optimizer).__name__} changes the adapted "
             f"kernels by about {scale * rate:.0%}. Take a learning rate of at most "
             f"{LARGEST_STEP / scale:g} (1e-4 to 3e-3 is usual), or a smaller alpha.",
+            stacklevel=3,
+        )
+
+
+def warn_of_unsaved(model: keras.Model, saved: Iterable[keras.Variable]) -> None:
+    """Warn of trained variables that an adapter file does not hold."""
+    held = {id(variable) for variable in saved}
+    others = [v.path for v in model.trainable_weights if id(v) not in held]
+    if others:
+        named = ", ".join(f"'{path}'" for path in others[:3])
+        more = ", …" if len(others) > 3 else ""
+        warnings.warn(
+            f"Model '{model.name}' trains {len(others)} variables that an adapter file "
+            f"does not hold: {named}{more}. They were made trainable after "
+            "`enable_randlora`. Freeze them, or name their layers in its `also_train`, "
+            "so that they are saved.",
             stacklevel=3,
         )
 

@@ -30,7 +30,7 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.atomic import write_atomically
 from keras_randlora.config import GIVEN, RandLoRAConfig
-from keras_randlora.diagnostics import warn_of_zero_update
+from keras_randlora.diagnostics import warn_of_unsaved, warn_of_zero_update
 from keras_randlora.quantized import kernel_shape
 from keras_randlora.report import Report, summary
 from keras_randlora.targets import select_paths, sites
@@ -86,6 +86,7 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """
     state = adapted_state(model)
     warn_of_zero_update(model, state.selection.adapted)
+    warn_of_unsaved(model, state.variables().values())
     file = AdapterFile(
         config=state.config,
         layers={s.path: kernel_shape(s.layer) for s in state.selection.adapted},

@@ -21,6 +21,7 @@ from keras_randlora.adapt import (
     require_plain,
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig
+from keras_randlora.diagnostics import warn_of_unsaved
 from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer, own_weights
 from keras_randlora.layouts import KernelLayout
 from keras_randlora.peft_folder import (
@@ -158,6 +159,7 @@ def save(
     adapted = names.modules(state.selection.adapted)
     whole = names.modules(state.selection.also_trained)
     _require_representable(state)
+    warn_of_unsaved(model, state.variables().values())
     values = get_adapter(model)
     check_adapter(values, {path: array.shape for path, array in values.items()})
     config = {

@@ -21,12 +21,7 @@ def adapter_variables(model: keras.Model) -> dict[str, keras.Variable]:
     Raises:
         ValueError: The model is not adapted.
     """
-    state = adapted_state(model)
-    variables = {}
-    for site in state.selection.adapted:
-        variables[f"{site.path}/lambda"] = site.layer.randlora.lambda_
-        variables[f"{site.path}/gamma"] = site.layer.randlora.gamma
-    return {**variables, **state.extra}
+    return adapted_state(model).variables()
 
 
 def get_adapter(model: keras.Model) -> dict[str, np.ndarray]:

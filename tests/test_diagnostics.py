@@ -110,3 +110,41 @@ def test_an_untrained_and_a_trained_model_are_saved_in_silence(tmp_path):
     kr.save_adapter(model, tmp_path / "a.safetensors")
     EXAMPLES["mlp"].fit(model, steps=1)
     kr.save_adapter(model, tmp_path / "a.safetensors")
+
+
+def unsaved(recwarn):
+    return [str(w.message) for w in recwarn if "does not hold" in str(w.message)]
+
+
+def test_what_is_trained_and_not_saved(tmp_path, recwarn):
+    example = EXAMPLES["mlp"]
+    model = example.build()
+    kr.enable_randlora(model, rank=2, targets="all-linear", exclude=["head"])
+    model.trainable = True  # thaws the head too
+    compile_model(model)
+    warnings.simplefilter("default", UserWarning)
+    example.fit(model, steps=2)
+    messages = unsaved(recwarn)
+    assert len(messages) == 1
+    assert "trains 2 variables" in messages[0] and "'head/kernel'" in messages[0]
+    kr.save_adapter(model, tmp_path / "a.safetensors")
+    names = {"hidden_1": "a", "hidden_2": "b"}
+    kr.peft.save(model, tmp_path / "peft", name_map=names)
+    assert len(unsaved(recwarn)) == 3
+    model.get_layer("head").trainable = False
+    kr.save_adapter(model, tmp_path / "a.safetensors")
+    assert len(unsaved(recwarn)) == 3
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"also_train": ["head"]}, {"train_bias": "all"}], ids=str
+)
+def test_what_is_trained_and_saved_is_not_warned_of(options, tmp_path, recwarn):
+    model = EXAMPLES["mlp"].build()
+    kr.enable_randlora(model, rank=2, targets="all-linear", exclude=["head"], **options)
+    compile_model(model)
+    EXAMPLES["mlp"].fit(model, steps=1)
+    kr.save_adapter(model, tmp_path / "a.safetensors")
+    with kr.merged(model):
+        model.make_train_function(force=True)
+    assert not unsaved(recwarn)
