@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from keras_randlora.quantized import (
     hold,
     restore_float,
 )
+from keras_randlora.recover import recover
 from keras_randlora.report import Report, summary
 from keras_randlora.straight_through import pass_gradients, restore_rounding
 from keras_randlora.targets import Selection, select, sites
@@ -196,14 +198,7 @@ def enable_with_config(
     extra = _extra_variables(model, selection, config)
     _attach_all(selection, options, bank)
     _train_only(model, extra)
-    state = AdaptedState(config, selection, extra, flags)
-    setattr(model, _STATE, state)
-    for site in sites(model):
-        pass_gradients(site.layer)
-    # Keras asks this before it quantizes the first layer.
-    model._check_quantize_args = _refuse_to_quantize
-    # And this, in `fit` and `train_on_batch`, before the first step.
-    model.make_train_function = _checked_train_function(model, state)
+    _remember(model, AdaptedState(config, selection, extra, flags))
     _refresh(model, selection)
     _require_new_compile(model)
     return summary(model)
@@ -377,18 +372,19 @@ def base_only(model: keras.Model) -> Iterator[keras.Model]:
 
 
 def is_adapted(model: keras.Model) -> bool:
-    """Return whether `enable_randlora` has been called on this model."""
-    return getattr(model, _STATE, None) is not None
+    """Return whether the model is adapted, by `enable_randlora` or when built."""
+    return getattr(model, _STATE, None) is not None or recover(model) is not None
 
 
 def adapted_state(model: keras.Model) -> AdaptedState:
-    """Return what `enable_randlora` remembered.
+    """Return what `enable_randlora` remembered, or what the adapted layers tell.
 
     Raises:
-        ValueError: The model is not adapted, or within `merged` or `base_only`.
+        ValueError: The model is not adapted, within `merged` or `base_only`, or was
+            built of layers with different options.
     """
     _require_model(model)
-    state = getattr(model, _STATE, None)
+    state = getattr(model, _STATE, None) or _recovered_state(model)
     if state is None:
         inside = [s.path for s in sites(model) if isinstance(s.layer, RandLoRALayer)]
         remedy = (
@@ -556,6 +552,42 @@ def _train_only(model: keras.Model, extra: dict[str, keras.Variable]) -> None:
         variables = layer.variables
         if variables:
             layer._trainable = any(v.trainable for v in variables)
+
+
+def _remember(model: keras.Model, state: AdaptedState) -> None:
+    """Keep the state with the model, and have Keras ask before it acts on it."""
+    setattr(model, _STATE, state)
+    for site in state.selection.adapted:
+        site.layer.randlora.enabled_on = weakref.ref(model)
+    for site in sites(model):
+        pass_gradients(site.layer)
+    # Before it quantizes the first layer.
+    model._check_quantize_args = _refuse_to_quantize
+    # In `fit` and `train_on_batch`, before the first step.
+    model.make_train_function = _checked_train_function(model, state)
+
+
+def _recovered_state(model: keras.Model) -> AdaptedState | None:
+    """Return the state of a model that was built adapted, which it keeps from now on.
+
+    What was trainable before is not known: everything stays as it is, but the adapted
+    layers become trainable as plain ones are.
+    """
+    found = recover(model)
+    if found is None:
+        return None
+    config, selection = found
+    adapted = {id(site.layer) for site in selection.adapted}
+    flags = [
+        flag._replace(variables=[(variable, True) for variable, _ in flag.variables])
+        if id(flag.layer) in adapted
+        else flag
+        for flag in _trainable_flags(model)
+    ]
+    extra = _extra_variables(model, selection, config)
+    state = AdaptedState(config, selection, extra, flags)
+    _remember(model, state)
+    return state
 
 
 def _finish(model: keras.Model, state: AdaptedState) -> None:

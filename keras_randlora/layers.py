@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -107,6 +107,8 @@ class RandLoRAAdapter(keras.layers.Layer):
         options: The layer's options.
         latest_way: How the product was taken when the layer was last called or
             traced, `None` before.
+        enabled_on: Returns the model that `enable_randlora` was called on, `None` if
+            it is gone or the layer was built adapted.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class RandLoRAAdapter(keras.layers.Layer):
         self._parent_path = owner.path
         self.options = options
         self.latest_way: str | None = None
+        self.enabled_on: Callable[[], keras.Model | None] = lambda: None
         self.shape = owner.update_shape(options)
         self.bank = bank
         self.product = AdaptedProduct(

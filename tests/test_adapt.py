@@ -475,6 +475,7 @@ def test_a_model_never_fitted_stays_compiled():
         assert model.compiled
 
 
+@pytest.mark.filterwarnings("ignore:.* adapter file does not hold:UserWarning")
 def test_thawing_the_model_later_leaves_the_kernels_frozen():
     example = EXAMPLES["mlp"]
     model = example.build()

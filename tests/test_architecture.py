@@ -24,7 +24,7 @@ LEVELS = [
     {"layers"},
     {"targets"},
     {"activations", "distribution", "footprint", "peft_names", "rematerialize"}
-    | {"diagnostics", "report", "similarity", "spectra"},
+    | {"diagnostics", "recover", "report", "similarity", "spectra"},
     {"adapt", "analysis"},
     {"budget", "optimizer", "planner", "weights"},
     {"files"},
