@@ -122,7 +122,7 @@ def plot_loss_plane(
     surface = (plane.x, plane.y, plane.losses)
     filled = axes.contourf(*surface, levels=levels, cmap="viridis_r", extend="max")
     axes.contour(*surface, levels=levels, colors="white", linewidths=0.3)
-    figure.colorbar(filled, ax=axes, label="Loss")
+    figure.colorbar(filled, ax=axes, label="Loss", format="%.3g")
     marks = zip(plane.names, plane.corners, plane.corner_losses, strict=True)
     for name, (x, y), loss in marks:
         axes.scatter([x], [y], color="white", edgecolor="black", s=60, zorder=3)
