@@ -20,7 +20,7 @@ class DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
     """Help that names the default of each option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, []):
+        if action.default is False or action.default in (None, []):
             return action.help
         return super()._get_help_string(action)
 

@@ -51,7 +51,9 @@ def test_a_wrong_option_is_one_line(capsys):
 def test_help_names_the_defaults_that_there_are():
     parser = argparse.ArgumentParser(formatter_class=command_line.DefaultsHelp)
     parser.add_argument("--steps", default=40, help="of training")
+    parser.add_argument("--seed", default=0, help="of the order")
     parser.add_argument("--html", help="a page")
     parser.add_argument("--resume", action="store_true", help="go on")
     text = parser.format_help()
-    assert "of training (default: 40)" in text and text.count("default") == 1
+    assert "of training (default: 40)" in text and "order (default: 0)" in text
+    assert text.count("default") == 2
