@@ -432,7 +432,7 @@ def require_plain(model: keras.Model) -> None:
     """
     _require_model(model)
     adapted = [s.path for s in sites(model) if isinstance(s.layer, RandLoRALayer)]
-    if adapted or is_adapted(model):
+    if adapted or getattr(model, _STATE, None) is not None:
         where = f" Layer '{adapted[0]}' is." if adapted else ""
         raise ValueError(
             f"Model '{model.name}' is already adapted by RandLoRA.{where} Call "

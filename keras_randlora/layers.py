@@ -69,6 +69,12 @@ class LayerOptions:
         shared = {name: getattr(config, name) for name in names}
         return cls(train_bias=train_bias, **shared)
 
+    def basis_spec(self, shapes: Sequence[UpdateShape]) -> BasisSpec:
+        """Return what determines the entries of the bases that serve all `shapes`."""
+        larger = max(shape.larger for shape in shapes)
+        sparsity = resolve_sparsity(self.basis, self.sparsity, larger)
+        return BasisSpec(self.basis, sparsity, self.seed)
+
     def bank_for(self, shapes: Sequence[UpdateShape], dtype: Any = None) -> BasisBank:
         """Return the smallest bank of bases that serves all `shapes`.
 
@@ -81,12 +87,9 @@ class LayerOptions:
                 "`load_adapter` and `keras_randlora.peft.load` read. Choose one of "
                 f"{list(DISTRIBUTIONS)}. Received: basis='given' without bases."
             )
-        larger = max(shape.larger for shape in shapes)
-        sparsity = resolve_sparsity(self.basis, self.sparsity, larger)
-        spec = BasisSpec(self.basis, sparsity, self.seed)
         return BasisBank.for_shapes(
             shapes,
-            spec,
+            self.basis_spec(shapes),
             storage=self.basis_storage,
             name="randlora_bank",
             dtype=dtype,

@@ -10,10 +10,9 @@ import dataclasses
 
 import keras
 
-from keras_randlora.bases import BasisSpec, resolve_sparsity
 from keras_randlora.config import RandLoRAConfig
 from keras_randlora.layers import RandLoRALayer, own_weights
-from keras_randlora.targets import Selection, Site, sites
+from keras_randlora.targets import Selection, Site, require_built, sites
 
 
 def recover(model: keras.Model) -> tuple[RandLoRAConfig, Selection] | None:
@@ -59,12 +58,7 @@ def _belongs_to_another(layer: RandLoRALayer) -> bool:
 
 def _require_alike(model: keras.Model, adapted: list[Site]) -> None:
     """Check that all layers are built, with the same options and bases."""
-    for site in adapted:
-        if not site.layer.built:
-            raise ValueError(
-                f"Model '{model.name}' is not built yet: '{site.path}' has no kernel. "
-                "Call the model on one batch first."
-            )
+    require_built(model, adapted)
     first = adapted[0]
     options = dataclasses.asdict(first.layer.options)
     for site in adapted:
@@ -89,8 +83,5 @@ def _share_bases(layers: list[RandLoRALayer]) -> bool:
     banks = [layer.randlora.bank for layer in layers]
     if any(bank.given for bank in banks):
         return all(bank is banks[0] for bank in banks)
-    options = layers[0].options
-    larger = max(layer.update_shape(options).larger for layer in layers)
-    sparsity = resolve_sparsity(options.basis, options.sparsity, larger)
-    spec = BasisSpec(options.basis, sparsity, options.seed)
+    spec = layers[0].options.basis_spec([layer.randlora.shape for layer in layers])
     return all(bank.spec == spec for bank in banks)

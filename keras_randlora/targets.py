@@ -102,7 +102,7 @@ def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
             kind, or a selected layer cannot be adapted.
     """
     everything = sites(model)
-    _require_built(model, everything)
+    require_built(model, [site for site in everything if site.linear])
     adapted = _targeted(model, everything, config)
     excluded: set[int] = set()
     for pattern in config.exclude:
@@ -254,8 +254,13 @@ def _in_blocks(chosen: list[Site], layers: tuple[int, ...] | None) -> list[Site]
     return [site for site in chosen if site.block_index in layers]
 
 
-def _require_built(model: keras.Model, everything: list[Site]) -> None:
-    waiting = [s for s in everything if not s.layer.built and s.linear]
+def require_built(model: keras.Model, linear: list[Site]) -> None:
+    """Check that a model and its linear layers have their kernels.
+
+    Raises:
+        ValueError: One has not.
+    """
+    waiting = [site for site in linear if not site.layer.built]
     if waiting or not model.built:
         name = waiting[0].path if waiting else model.name
         raise ValueError(
