@@ -1,4 +1,4 @@
-"""How well a classifier's outputs answer."""
+"""Classifiers: the order of their data, and how well they answer."""
 
 import numpy as np
 
@@ -15,3 +15,10 @@ def accuracy_and_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, fl
     scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
     right = scores.argmax(axis=1) == labels
     return float(right.mean()), float(-scores[np.arange(len(labels)), labels].mean())
+
+
+def order(count: int, needed: int, seed: int) -> np.ndarray:
+    """Return `(needed,)` row numbers: all rows shuffled, again and again."""
+    rng = np.random.default_rng([seed, 2])
+    rounds = -(-needed // count)
+    return np.concatenate([rng.permutation(count) for _ in range(rounds)])[:needed]

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import curves
 import numpy as np
 from command_line import (
     BACKENDS,
@@ -220,16 +221,6 @@ def fit(model: Any, windows: Windows, arguments: argparse.Namespace) -> list[flo
     """Train the model's adapters; return the loss of each step, in nats a token."""
     import keras
 
-    class StepLosses(keras.callbacks.Callback):
-        """Recover each step's loss from the running mean that Keras logs."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.sums = [0.0]
-
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            self.sums.append(float(logs["loss"]) * (batch + 1))
-
     schedule = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0,
         warmup_target=arguments.learning_rate,
@@ -242,7 +233,10 @@ def fit(model: Any, windows: Windows, arguments: argparse.Namespace) -> list[flo
         weighted_metrics=[],
         sampler="greedy",
     )
-    history = StepLosses()
+    means: list[float] = []
+    recorder = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda step, logs: means.append(float(logs["loss"]))
+    )
     windows = shuffled(windows, arguments.steps * arguments.batch_size, arguments.seed)
     model.fit(
         windows.inputs,
@@ -250,9 +244,9 @@ def fit(model: Any, windows: Windows, arguments: argparse.Namespace) -> list[flo
         sample_weight=unit_mean(windows.weights),
         batch_size=arguments.batch_size,
         shuffle=False,
-        callbacks=[history],
+        callbacks=[recorder],
     )
-    return np.diff(history.sums).tolist()
+    return curves.step_losses(means)
 
 
 def shuffled(windows: Windows, count: int, seed: int) -> Windows:
@@ -420,48 +414,14 @@ def plot(
     arguments: argparse.Namespace,
 ) -> None:
     """Draw the training loss, with the held-out loss before and after it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    ink, quiet, accent = "#22313f", "#a9b5bf", "#d1495b"
-    last = len(losses)
-    steps = np.arange(1, last + 1)
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), dpi=160)
-    axes.plot(steps, losses, color=quiet, lw=1, label="training, each step")
-    axes.plot(steps, smoothed(losses), color=ink, lw=2, label="training, smoothed")
-    axes.scatter(
-        [0, last],
-        [before.loss, after.loss],
-        s=55,
-        color=accent,
-        edgecolor="white",
-        zorder=3,
+    method = f"RandLoRA rank {arguments.rank}"
+    curves.draw(
+        path,
+        losses,
+        [(0, before.loss), (len(losses), after.loss)],
         label=f"held out, perplexity {before.perplexity:.1f} → {after.perplexity:.1f}",
-    )
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("Optimizer step")
-    axes.set_ylabel("Cross-entropy (nats per token)")
-    axes.set_title(
-        f"{arguments.preset}, RandLoRA rank {arguments.rank}, {arguments.backend}",
-        loc="left",
-        color=ink,
-    )
-    axes.grid(axis="y", color="#e6eaed", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.04, y=0.15)
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
-    figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
-
-
-def smoothed(losses: Sequence[float], reach: int = 4) -> np.ndarray:
-    """Return the mean over each step and up to `reach` steps on either side."""
-    return np.array(
-        [np.mean(losses[max(0, i - reach) : i + reach + 1]) for i in range(len(losses))]
+        token="token",
+        title=f"{arguments.preset}, {method}, {arguments.backend}",
     )
 
 

@@ -27,6 +27,7 @@ import numpy as np
 # Run as a file, it has only its neighbours on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import curves
 from checkpoints import (
     ADAPTER,
     Progress,
@@ -45,7 +46,7 @@ from command_line import (
     positive,
     user_choices,
 )
-from demo import as_json, load, new_folder, smoothed, timed
+from demo import as_json, load, new_folder, timed
 from pretrained import MODELS
 from text_data import (
     Document,
@@ -535,19 +536,14 @@ def fit(
     added: list[Any],
     options: argparse.Namespace,
 ) -> tuple[list[float], float | None]:
-    """Train on rows once; return each step's loss, and the validation loss after.
-
-    Keras logs the mean of the losses so far: the sums' differences are the losses.
-    """
+    """Train on rows once; return each step's loss, and the validation loss after."""
     import keras
 
-    sums = [0.0]
+    means: list[float] = []
     recorder = keras.callbacks.LambdaCallback(
         # Not before: what Keras does to build a model may draw numbers too.
         on_epoch_begin=lambda *_: reseed(model, options.seed, number),
-        on_train_batch_end=lambda step, logs: sums.append(
-            float(logs["loss"]) * (step + 1)
-        ),
+        on_train_batch_end=lambda step, logs: means.append(float(logs["loss"])),
     )
     history = model.fit(
         windows.inputs,
@@ -561,7 +557,7 @@ def fit(
         validation_batch_size=options.batch_size,
         callbacks=[recorder, *added],
     )
-    return np.diff(sums).tolist(), history.history.get("val_loss", [None])[-1]
+    return curves.step_losses(means), history.history.get("val_loss", [None])[-1]
 
 
 def evaluate(model: Any, windows: Windows, options: argparse.Namespace) -> float:
@@ -628,34 +624,15 @@ def show_results(output: Path, progress: Progress, options: argparse.Namespace) 
 
 def plot(path: Path, progress: Progress, options: argparse.Namespace) -> None:
     """Draw the loss of each step and the validation losses."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    ink, quiet, accent = "#22313f", "#a9b5bf", "#d1495b"
-    steps = np.arange(1, len(progress.training) + 1)
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), dpi=160)
-    axes.plot(steps, progress.training, color=quiet, lw=1, label="training, each step")
-    axes.plot(
-        steps, smoothed(progress.training), color=ink, lw=2, label="training, smoothed"
-    )
-    if progress.validation:
-        places, losses = zip(*progress.validation, strict=True)
-        axes.plot(places, losses, "o-", color=accent, ms=5, lw=1.5, label="validation")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("Optimizer step")
-    axes.set_ylabel("Cross-entropy (nats per learned token)")
     method = "LoRA" if options.use_lora else "RandLoRA"
-    title = f"{options.base_model}, {method} rank {options.rank}, {options.backend}"
-    axes.set_title(title, loc="left", color=ink)
-    axes.grid(axis="y", color="#e6eaed", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
-    figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
+    curves.draw(
+        path,
+        progress.training,
+        progress.validation,
+        label="validation",
+        token="learned token",
+        title=f"{options.base_model}, {method} rank {options.rank}, {options.backend}",
+    )
 
 
 if __name__ == "__main__":

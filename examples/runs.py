@@ -57,6 +57,31 @@ def read(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
+def to_show(path: Path, published: Path) -> list[Record]:
+    """Return the records of a file that tables are wanted of.
+
+    Args:
+        path: The file.
+        published: Another that has some, for the message.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    records = read(path)
+    if not records:
+        raise FileNotFoundError(
+            f"There are no records in {path}. Make some first, name their file with "
+            f"`--out`, or look at the published ones: `--out {shown(published)}`."
+        )
+    return records
+
+
+def shown(path: Path) -> str:
+    """Return a path as it is typed here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def matching(records: Iterable[Record], **what: Any) -> list[Record]:
     """Return the records that have all of these values."""
     return [r for r in records if all(r.get(k) == v for k, v in what.items())]

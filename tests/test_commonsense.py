@@ -399,8 +399,3 @@ def test_a_wrong_option_is_one_line(options, message, capsys, tmp_path):
         status = stopped.code
     errors = capsys.readouterr().err
     assert status == 2 and message in errors and errors.count("\n") == 1
-
-
-def test_no_records_no_table(capsys, tmp_path):
-    assert __main__.main(["tables", "--out", str(tmp_path / "none")]) == 2
-    assert "run `train` first" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Records of runs: what is kept, what is not run again, the tables made of them."""
 
+import importlib
 import json
+import re
 
 import pytest
 
@@ -70,3 +72,23 @@ def test_a_tuning_table_has_a_column_for_each_rate():
     assert cells[0] == ["method", "runs", "0.0001", "0.002"]
     assert cells[2] == ["`full`", "2", "0.400", "0.500"]
     assert cells[3] == ["`head`", "1", "0.600", "–"]
+
+
+@pytest.mark.parametrize("example", ["commonsense", "sst2", "vision"])
+def test_tables_of_what_is_published_where_there_is_nothing_else(
+    example, capsys, monkeypatch
+):
+    monkeypatch.setenv("KERAS_BACKEND", "restored after the test")
+    main = importlib.import_module(f"examples.{example}.__main__").main
+    assert main(["tables", "--out", "no/such/file.jsonl"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "no records in no/such/file.jsonl" in message
+    published = re.search(r"`--out ([^`]*runs\.jsonl)`", message)[1]
+    assert main(["tables", "--out", published]) == 0
+    assert " ± " in capsys.readouterr().out
+
+
+def test_new_runs_stay_out_of_what_is_published():
+    for example in ("commonsense", "sst2", "vision"):
+        module = importlib.import_module(f"examples.{example}.__main__")
+        assert module.OUT.parts[0] == "runs" and module.PUBLISHED.is_file()

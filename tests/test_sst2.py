@@ -96,13 +96,6 @@ def test_a_bad_budget(budget):
         data.within_budget(examples(50), budget, seed=0)
 
 
-def test_all_rows_come_before_one_comes_again():
-    rows = data.order(5, 12, seed=3)
-    assert sorted(rows[:5]) == sorted(rows[5:10]) == list(range(5))
-    assert len(rows) == 12 and rows[:5].tolist() != rows[5:10].tolist()
-    assert data.order(5, 12, seed=4).tolist() != rows.tolist()
-
-
 # The lists of runs.
 
 

@@ -84,13 +84,6 @@ def test_shifted_pictures_are_moved_by_a_pixel_at_most():
     assert found.any(axis=1).all()
 
 
-def test_order_goes_through_all_rows_before_one_comes_again():
-    rows = data.order(10, 25, seed=3)
-    assert sorted(rows[:10]) == sorted(rows[10:20]) == list(range(10))
-    assert len(rows) == 25 and len(set(rows[20:])) == 5
-    assert list(rows) != list(data.order(10, 25, seed=4))
-
-
 def test_a_folder_of_pictures(tmp_path):
     for index, name in enumerate(["cat", "dog"]):
         (tmp_path / name).mkdir()

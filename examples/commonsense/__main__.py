@@ -25,7 +25,8 @@ from pretrained import MODELS
 
 from examples.commonsense.questions import test_questions, training_questions
 
-OUT = Path(__file__).with_name("runs.jsonl")
+OUT = Path("runs/commonsense.jsonl")
+PUBLISHED = Path(__file__).with_name("runs.jsonl")
 METHODS = ["none", "full", "lora-8", "lora-16", "lora-32", "randlora-as-lora-8"]
 METHODS += ["randlora-as-lora-16", "randlora-as-lora-32", "vera-256"]
 # Where to begin; by method, or by what its name begins with. Of 1e-4, 3e-4 and 1e-3
@@ -115,9 +116,8 @@ def show_tables(options: argparse.Namespace) -> None:
     from examples import runs
     from examples.commonsense.tables import tables
 
-    records = runs.read(options.out)
-    if not records:
-        raise UserError(f"There are no records in {options.out}: run `train` first.")
+    with user_choices():
+        records = runs.to_show(options.out, PUBLISHED)
     print(tables(records))
 
 

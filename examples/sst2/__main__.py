@@ -20,6 +20,7 @@ from examples.command_line import (
     exit_status,
     positive,
     shard,
+    user_choices,
 )
 from examples.sst2.experiments import (
     BUDGETS,
@@ -30,7 +31,8 @@ from examples.sst2.experiments import (
     rate_of,
 )
 
-OUT = Path(__file__).parent / "runs.jsonl"
+OUT = Path("runs/sst2.jsonl")
+PUBLISHED = Path(__file__).with_name("runs.jsonl")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -134,7 +136,9 @@ def show_tables(given: argparse.Namespace) -> None:
     """Print the tables of all records."""
     from examples.sst2.tables import tables
 
-    print(tables(runs.read(given.out)))
+    with user_choices():
+        records = runs.to_show(given.out, PUBLISHED)
+    print(tables(records))
 
 
 def draw_figures(given: argparse.Namespace) -> None:

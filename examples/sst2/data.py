@@ -83,11 +83,6 @@ def load(folder: Path, length: int) -> Corpus:
     return Corpus(*parts)
 
 
-def share_filling(examples: Examples) -> float:
-    """Return the share of sentences without padding: an upper bound on those cut."""
-    return float(examples.inputs["padding_mask"].all(axis=1).mean())
-
-
 def hold_out(train: Examples) -> tuple[Examples, Examples]:
     """Return the part to train on and a tenth to choose the learning rate on."""
     rows = np.random.default_rng(0).permutation(len(train.labels))
@@ -122,10 +117,3 @@ def within_budget(train: Examples, budget: str, seed: int) -> Examples:
             f"{', '.join(str(len(c)) for c in classes)}."
         )
     return train.take(np.concatenate([c[: int(number)] for c in classes]))
-
-
-def order(count: int, needed: int, seed: int) -> np.ndarray:
-    """Return `(needed,)` row numbers: all rows shuffled, again and again."""
-    rng = np.random.default_rng([seed, 2])
-    rounds = -(-needed // count)
-    return np.concatenate([rng.permutation(count) for _ in range(rounds)])[:needed]

@@ -11,7 +11,7 @@ from keras import ops
 
 import keras_randlora as kr
 from examples import methods
-from examples.classification import accuracy_and_loss
+from examples.classification import accuracy_and_loss, order
 from examples.command_line import user_choices
 from examples.pretrained import resolve
 from examples.reference_layers import ADAPTERS
@@ -76,7 +76,7 @@ def fit(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     last = max(1, steps // 4)
-    rows = data.order(len(examples.labels), steps * batch_size, seed)
+    rows = order(len(examples.labels), steps * batch_size, seed)
     early, late = np.split(rows, [(steps - last) * batch_size])
     if len(early):
         _pass(model, examples.take(early), batch_size)

@@ -25,11 +25,13 @@ from examples.command_line import (
     UserError,
     exit_status,
     positive,
+    user_choices,
 )
 from examples.vision import comparison, data
 
 FOLDER = Path("runs/vision")
-OUT = Path(__file__).parent / "runs.jsonl"
+OUT = FOLDER / "runs.jsonl"
+PUBLISHED = Path(__file__).with_name("runs.jsonl")
 DIGITS = tuple("0123456789")
 
 
@@ -144,7 +146,9 @@ def run_all(
 
 def show_tables(given: argparse.Namespace) -> None:
     """Print the tables of all records."""
-    print(comparison.tables(runs.read(given.out)))
+    with user_choices():
+        records = runs.to_show(given.out, PUBLISHED)
+    print(comparison.tables(records))
 
 
 def predict(given: argparse.Namespace) -> None:

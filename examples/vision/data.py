@@ -125,13 +125,6 @@ def shifted(pictures: Pictures, seed: int) -> Pictures:
     return Pictures(np.stack(pixels), pictures.labels)
 
 
-def order(count: int, needed: int, seed: int) -> np.ndarray:
-    """Return `(needed,)` row numbers: all rows shuffled, again and again."""
-    rng = np.random.default_rng([seed, 2])
-    rounds = -(-needed // count)
-    return np.concatenate([rng.permutation(count) for _ in range(rounds)])[:needed]
-
-
 def _installed() -> Path:
     """Return the digits' file in scikit-learn, without importing it."""
     spec = importlib.util.find_spec("sklearn")

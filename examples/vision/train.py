@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from examples import methods
-from examples.classification import accuracy_and_loss
+from examples.classification import accuracy_and_loss, order
 from examples.command_line import user_choices
 from examples.reference_layers import ADAPTERS
 from examples.vision import data
@@ -37,7 +37,7 @@ def fit(
         keras.optimizers.AdamW(learning_rate, weight_decay=0.0, global_clipnorm=1.0),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    rows = data.order(len(pictures.labels), steps * batch_size, seed)
+    rows = order(len(pictures.labels), steps * batch_size, seed)
     for step, chosen in enumerate(rows.reshape(steps, batch_size)):
         if step == steps - steps // 4:
             model.reset_metrics()
