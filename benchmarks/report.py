@@ -152,19 +152,28 @@ def profile(rows: list[Row]) -> str:
 
 
 def long_sequences(rows: list[Row]) -> str:
-    """Return the peak of each way, a line for each length."""
+    """Return peak, planned peak and time of each way, a line for each length."""
     ways = list(dict.fromkeys(row["way"] for row in rows))
-    head = ["tokens a sequence", *(f"{way}, MB" for way in ways), "planned, whole, MB"]
-    head += [f"{way}, s" for way in ways]
+    measures = {
+        "MB": lambda row: number(grown(row) / 1e6, 0),
+        "planned, MB": lambda row: number(row["planned_bytes"] / 1e6, 0),
+        "s": lambda row: number(row["median_s"], 1),
+    }
     lines = []
     for length in dict.fromkeys(row["length"] for row in rows):
         found = {row["way"]: row for row in rows if row["length"] == length}
-        peaks = [number(grown(found[w]) / 1e6, 0) if w in found else "–" for w in ways]
-        planned = found.get("whole", {}).get("planned_bytes")
-        times = [number(found[w]["median_s"], 1) if w in found else "–" for w in ways]
-        planned = number(planned / 1e6, 0) if planned else "–"
-        lines.append([str(length), *peaks, planned, *times])
-    return markdown(head, lines)
+        lines.append(
+            [
+                str(length),
+                *(
+                    read(found[way]) if way in found else "–"
+                    for read in measures.values()
+                    for way in ways
+                ),
+            ]
+        )
+    heads = [f"{way}, {measure}" for measure in measures for way in ways]
+    return markdown(["tokens a sequence", *heads], lines)
 
 
 def quantized_training(rows: list[Row]) -> str:

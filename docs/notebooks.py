@@ -68,7 +68,9 @@ def _set_up():
     return (
         f'%pip install -q "keras-randlora[hub,jax] @ git+{REPOSITORY}"\n\n'
         "import os\n\n"
-        'os.environ["KERAS_BACKEND"] = "jax"  # or "tensorflow", "torch"'
+        'os.environ["KERAS_BACKEND"] = "jax"  # or "tensorflow", "torch"\n\n'
+        "import kagglehub\n\n"
+        "kagglehub.login()  # the account that has accepted the model's licence"
     )
 
 

@@ -25,6 +25,10 @@ class DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
+class ParagraphsHelp(DefaultsHelp, argparse.RawDescriptionHelpFormatter):
+    """The same, below a description whose lines stay as they are."""
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A parser that answers a mistake with one line."""
 

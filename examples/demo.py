@@ -28,7 +28,7 @@ from command_line import (
     positive,
     user_choices,
 )
-from pretrained import MODELS, resolve, restore_word_split
+from pretrained import LANGUAGE_MODELS, resolve, restore_word_split
 from text_data import Windows, load_documents, pack, split, unit_mean
 
 HELD_OUT_FRACTION = 0.2
@@ -140,7 +140,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--preset",
         default="smollm2",
-        help=f"{', '.join(MODELS)}; or a keras-hub preset, hf://…, kaggle://…, folder",
+        help=f"{', '.join(LANGUAGE_MODELS)}; or a preset of keras-hub, hf://…, folder",
     )
     add(
         "--data",

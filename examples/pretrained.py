@@ -116,6 +116,7 @@ MODELS: dict[str, Callable[..., Path]] = {
     "gemma3-270m": gemma3_270m,
     "minilm": minilm,
 }
+LANGUAGE_MODELS = ("smollm2", "gemma3-270m")
 
 
 def resolve(preset: str) -> str:

@@ -47,7 +47,7 @@ from command_line import (
     user_choices,
 )
 from demo import as_json, load, new_folder, timed
-from pretrained import MODELS
+from pretrained import LANGUAGE_MODELS
 from text_data import (
     Document,
     Tokenizer,
@@ -155,7 +155,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         formatter_class=DefaultsHelp,
     )
     add = parser.add_argument
-    names = ", ".join(MODELS)
+    names = ", ".join(LANGUAGE_MODELS)
     add("--backend", choices=BACKENDS, default="jax", help="what Keras runs on")
     add("--device", choices=("cpu", "gpu"), help="default: a GPU where there is one")
     add(

@@ -90,6 +90,16 @@ def test_included_sections_exist(path):
             assert content.count(f"[{edge}:{section}]") == 1
 
 
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_sections_are_shown_in_the_order_in_which_they_run(path):
+    shown = {}
+    for script, section in INCLUDED.findall(path.read_text("utf-8")):
+        shown.setdefault(script, []).append(section)
+    for script, sections in shown.items():
+        content = (ROOT / script).read_text("utf-8")
+        assert sections == sorted(sections, key=lambda s: content.index(f"start:{s}]"))
+
+
 def test_every_section_of_a_guide_is_shown():
     shown = {
         found for path in PAGES for found in INCLUDED.findall(path.read_text("utf-8"))

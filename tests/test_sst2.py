@@ -338,6 +338,12 @@ def test_data_is_needed(capsys):
     assert "`--data` is needed for methods" in capsys.readouterr().err
 
 
+def test_rates_to_try_are_not_one_rate_for_all(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["learning-rates", "--data", "x", "--learning-rate", "1e-3"])
+    assert "learning-rates tries `--rates`" in capsys.readouterr().err
+
+
 class Counting:
     """A model that has logits ready, and takes whole batches only."""
 

@@ -21,7 +21,7 @@ from command_line import (
     shard,
     user_choices,
 )
-from pretrained import MODELS
+from pretrained import LANGUAGE_MODELS
 
 from examples.commonsense.questions import test_questions, training_questions
 
@@ -134,7 +134,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     command.set_defaults(command=train)
     add = command.add_argument
-    names = ", ".join(MODELS)
+    names = ", ".join(LANGUAGE_MODELS)
     add("--preset", default="smollm2", help=f"{names}, or what keras-hub loads")
     add("--data", type=Path, required=True, help="folder with commonsense/*.json in it")
     add("--backend", choices=BACKENDS, default="jax", help="what Keras runs on")

@@ -36,7 +36,7 @@ texts = [
     "Log: engine stopped for an hour, filter changed. All well.",
 ]
 model.compile(
-    optimizer=keras.optimizers.AdamW(1e-3),
+    optimizer=keras.optimizers.AdamW(5e-4),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
 )
 history = model.fit(texts, batch_size=1, epochs=5)

@@ -47,7 +47,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--data", type=Path, help="folder that holds sst2/train.tsv and sst2/dev.tsv")
     add("--backend", choices=BACKENDS, default="jax", help="what Keras runs on")
     add("--out", type=Path, default=OUT, help="file of the records")
-    add("--seeds", type=positive(int), default=3, help="of head, bases and data order")
+    add(
+        "--seeds",
+        type=positive(int),
+        default=3,
+        help="runs of each method, not of learning-rates",
+    )
     add(
         "--steps",
         type=positive(int),
@@ -70,7 +75,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default=BUDGETS,
         help="of few-shot: sentences of each class, or a share of all",
     )
-    add("--learning-rate", type=float, help="instead of the chosen ones")
+    add("--learning-rate", type=float, help="for all, instead of the chosen ones")
     add("--shard", type=shard, default="1/1", metavar="I/N", help="part I of N")
     figures = parser.add_argument_group("figures")
     add = figures.add_argument
@@ -83,6 +88,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options = parser.parse_args(arguments)
     if options.experiment != "tables" and options.data is None:
         parser.error(f"`--data` is needed for {options.experiment}.")
+    if options.experiment == "learning-rates" and options.learning_rate is not None:
+        parser.error("learning-rates tries `--rates`; `--learning-rate` is for others.")
     return options
 
 

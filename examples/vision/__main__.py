@@ -22,6 +22,7 @@ from examples.classification import accuracy_and_loss
 from examples.command_line import (
     BACKENDS,
     OneLineParser,
+    ParagraphsHelp,
     UserError,
     exit_status,
     positive,
@@ -40,7 +41,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = OneLineParser(
         prog="python -m examples.vision",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ParagraphsHelp,
     )
     add = parser.add_argument
     add("command", choices=COMMANDS)
@@ -55,12 +56,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument_group("pretrain").add_argument
     add("--pretrain-steps", type=positive(int), default=1000, help="of 64 pictures")
     add = parser.add_argument_group("compare").add_argument
-    add("--methods", nargs="+", default=comparison.METHODS)
+    add("--methods", nargs="+", default=comparison.METHODS, help="what to compare")
     add("--seeds", type=positive(int), default=3, help="runs of each method")
-    add("--rates", nargs="+", type=positive(float), default=comparison.RATES)
+    add(
+        "--rates",
+        nargs="+",
+        type=positive(float),
+        default=comparison.RATES,
+        help="learning rates that each method tries",
+    )
     add = parser.add_argument_group("predict").add_argument
-    add("--method", default="randlora-as-lora-16")
-    add("--learning-rate", type=positive(float), help="default: the one chosen before")
+    add("--method", default="randlora-as-lora-16", help="randlora-… or vera-…")
+    add(
+        "--learning-rate", type=positive(float), help="instead of the one chosen before"
+    )
     add("--output", type=Path, default=FOLDER / "predict", help="folder to write to")
     add = parser.add_argument_group("dinov2").add_argument
     add("--side", type=int, default=56, help="pixels of its pictures, 14 a patch")
