@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,8 +13,17 @@ import numpy as np
 from keras import ops
 
 from keras_randlora.bank import BasisBank, GivenBasisBank
+from keras_randlora.compiled import (
+    compiled_functions,
+    forget_functions,
+    models_holding,
+    put_back,
+    renew_optimizer,
+    require_new_compile,
+)
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.diagnostics import (
+    require_finite_updates,
     warn_of_large_steps,
     warn_of_shared_kernels,
     warn_of_unsaved,
@@ -36,6 +44,7 @@ from keras_randlora.quantized import (
     held_arrays,
     hold,
     restore_float,
+    write_kernel,
 )
 from keras_randlora.recover import recover
 from keras_randlora.report import Report, summary
@@ -45,12 +54,7 @@ from keras_randlora.update import UpdateShape
 
 Bases = tuple[np.ndarray, np.ndarray]
 _STATE = "_randlora_state"
-_COMPILED_FUNCTIONS = (
-    "train_function",
-    "test_function",
-    "predict_function",
-    "generate_function",
-)
+HALF_MERGED = "half merged"
 
 
 class TrainableFlag(NamedTuple):
@@ -70,7 +74,8 @@ class AdaptedState:
         selection: The adapted and the also trained layers.
         extra: The variables trained beside λ and γ, by path.
         was_trainable: What was trainable before.
-        block: The block that the model is in: `"merged"`, `"base_only"` or `None`.
+        block: The block that the model is in: `"merged"`, `"base_only"` or `None`;
+            `HALF_MERGED` after an interrupted merge.
     """
 
     config: RandLoRAConfig
@@ -196,11 +201,17 @@ def enable_with_config(
     bank = _bank_for(selection, options, bases)
     flags = _trainable_flags(model)
     extra = _extra_variables(model, selection, config)
-    _attach_all(selection, options, bank)
-    _train_only(model, extra)
-    _remember(model, AdaptedState(config, selection, extra, flags))
-    _refresh(model, selection)
-    _require_new_compile(model)
+    models = models_holding(model, selection.layers)
+    try:
+        _attach_all(selection, options, bank)
+        _train_only(model, extra)
+        _remember(model, AdaptedState(config, selection, extra, flags))
+    except BaseException:  # Ctrl-C in the middle, memory that does not suffice
+        _make_plain(selection)
+        _forget(model, flags)
+        raise
+    forget_functions(models, selection.layers)
+    require_new_compile(models)
     return summary(model)
 
 
@@ -248,8 +259,10 @@ def disable_randlora(model: keras.Model) -> None:
     ['kernel', 'bias']
     """
     state = adapted_state(model)
-    _detach_all(state.selection)
-    _finish(model, state)
+    models = models_holding(model, state.selection.layers)
+    _make_plain(state.selection)
+    forget_functions(models, state.selection.layers)
+    _finish(model, state, models)
 
 
 def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
@@ -258,6 +271,9 @@ def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
     What `enable_randlora` froze is thawed to what it was. A compiled model stays
     compiled; its optimizer starts anew if it is fitted again.
 
+    Layer after layer is merged and made plain. After an interruption the model
+    computes the same as ever, and a second call merges the rest.
+
     Args:
         model: An adapted model.
         dequantize: Whether kernels that are quantized become kernels in floating
@@ -265,7 +281,8 @@ def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
             again as they were, which rounds the update to their coarse steps.
 
     Raises:
-        ValueError: The model is not adapted.
+        ValueError: The model is not adapted, or a kernel would not be finite. The
+            model is unchanged.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -279,18 +296,20 @@ def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
     >>> bool(np.allclose(model.predict_on_batch(x), tuned, atol=1e-4))
     True
     """
-    state = adapted_state(model)
-    adapted = [site.layer for site in state.selection.adapted]
-    warn_of_zero_update(model, state.selection.adapted)
-    restored = [x for x in adapted if dequantize and x.quantization_mode is not None]
-    kernels = [np.array(ops.convert_to_numpy(x.merged_kernel())) for x in restored]
-    for layer in shown(adapted, "Merging", "layer"):
-        if layer not in restored:
-            layer.write_merged()
-    _detach_all(state.selection)
-    for layer, kernel in zip(restored, kernels, strict=True):
-        restore_float(layer, kernel)
-    _finish(model, state)
+    state = adapted_state(model, half_merged=True)
+    left = [s for s in state.selection.adapted if isinstance(s.layer, RandLoRALayer)]
+    warn_of_zero_update(model, left)
+    require_finite_updates(left)
+    layers = state.selection.layers
+    models = models_holding(model, layers)
+    try:
+        for site in shown(left, "Merging", "layer"):
+            _merge(site.layer, dequantize)
+    finally:
+        if not all(isinstance(layer, RandLoRALayer) for layer in layers):
+            state.block = HALF_MERGED
+        forget_functions(models, layers)
+    _finish(model, state, models)
 
 
 @contextlib.contextmanager
@@ -302,7 +321,7 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
     kernels hold the update quantized again as they were.
 
     Raises:
-        ValueError: The model is not adapted.
+        ValueError: The model is not adapted, or a kernel would not be finite.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -313,25 +332,28 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
     1
     """
     state = adapted_state(model)
-    selection = state.selection
-    adapted = [site.layer for site in selection.adapted]
-    functions = _compiled_functions(model)
+    adapted = state.selection.layers
+    require_finite_updates(state.selection.adapted)
+    models = models_holding(model, adapted)
+    functions = compiled_functions(models)
     kernels = [held_arrays(layer) for layer in adapted]
-    for layer in shown(adapted, "Merging", "layer"):
-        layer.write_merged()
-    attachments = _detach_all(selection)
-    state.block = "merged"
-    _refresh(model, selection)
+    attachments: list[Attachment] = []
     try:
+        for layer in shown(adapted, "Merging", "layer"):
+            layer.write_merged()
+        for layer in adapted:
+            attachments.append(_detach(layer))
+        state.block = "merged"
+        forget_functions(models, adapted)
         yield model
     finally:
         for layer, kernel in zip(adapted, kernels, strict=True):
             hold(layer, kernel)
-        _reattach_all(selection, attachments)
+        for layer, attachment in zip(adapted, attachments, strict=False):
+            _reattach(layer, attachment)
         state.block = None
-        _refresh(model, selection)
-        for owner, name, function in functions:
-            setattr(owner, name, function)
+        forget_functions(models, adapted)
+        put_back(functions)
 
 
 @contextlib.contextmanager
@@ -360,10 +382,10 @@ def base_only(model: keras.Model) -> Iterator[keras.Model]:
     state = adapted_state(model)
     adapters = [site.layer.randlora for site in state.selection.adapted]
     saved = [np.array(ops.convert_to_numpy(a.lambda_)) for a in adapters]
-    for adapter in adapters:
-        adapter.lambda_.assign(np.zeros(adapter.lambda_.shape, "float32"))
-    state.block = "base_only"
     try:
+        for adapter in adapters:
+            adapter.lambda_.assign(np.zeros(adapter.lambda_.shape, "float32"))
+        state.block = "base_only"
         yield model
     finally:
         state.block = None
@@ -376,12 +398,16 @@ def is_adapted(model: keras.Model) -> bool:
     return getattr(model, _STATE, None) is not None or recover(model) is not None
 
 
-def adapted_state(model: keras.Model) -> AdaptedState:
+def adapted_state(model: keras.Model, *, half_merged: bool = False) -> AdaptedState:
     """Return what `enable_randlora` remembered, or what the adapted layers tell.
 
+    Args:
+        model: An adapted model.
+        half_merged: Whether an interrupted `merge_randlora` may have left it.
+
     Raises:
-        ValueError: The model is not adapted, within `merged` or `base_only`, or was
-            built of layers with different options.
+        ValueError: The model is not adapted, within `merged` or `base_only`, half
+            merged, or was built of layers with different options.
     """
     _require_model(model)
     state = getattr(model, _STATE, None) or _recovered_state(model)
@@ -394,6 +420,13 @@ def adapted_state(model: keras.Model) -> AdaptedState:
             else "Call `enable_randlora(model, ...)` first."
         )
         raise ValueError(f"Model '{model.name}' is not adapted by RandLoRA. {remedy}")
+    if state.block == HALF_MERGED:
+        if half_merged:
+            return state
+        raise ValueError(
+            f"Model '{model.name}' is merged in part: `merge_randlora(model)` was "
+            "interrupted. Call it again, which merges the rest."
+        )
     if state.block:
         raise ValueError(
             f"Model '{model.name}' is inside a `{state.block}(model)` block. Leave the "
@@ -464,18 +497,34 @@ def _attach_all(selection: Selection, options: LayerOptions, bank: BasisBank) ->
         site.layer.attach(options, bank)
 
 
-def _detach_all(selection: Selection) -> list[Attachment]:
-    attachments = []
-    for site in selection.adapted:
-        attachments.append(site.layer.detach())
-        site.layer.__class__ = site.layer.plain_class
-    return attachments
+def _make_plain(selection: Selection) -> None:
+    """Take the updates off all layers that have one."""
+    for layer in selection.layers:
+        if hasattr(layer, "randlora"):
+            _detach(layer)
+        elif isinstance(layer, RandLoRALayer):  # adapting it was cut short
+            layer.__class__ = layer.plain_class
 
 
-def _reattach_all(selection: Selection, attachments: list[Attachment]) -> None:
-    for site, attachment in zip(selection.adapted, attachments, strict=True):
-        site.layer.__class__ = ADAPTED_CLASSES[type(site.layer)]
-        site.layer.reattach(attachment)
+def _detach(layer: RandLoRALayer) -> Attachment:
+    attachment = layer.detach()
+    layer.__class__ = layer.plain_class
+    return attachment
+
+
+def _merge(layer: RandLoRALayer, dequantize: bool) -> None:
+    kernel = layer.merged_kernel()
+    restored = dequantize and layer.quantization_mode is not None
+    if not restored:
+        write_kernel(layer, kernel)
+    _detach(layer)
+    if restored:
+        restore_float(layer, kernel)
+
+
+def _reattach(layer: keras.layers.Layer, attachment: Attachment) -> None:
+    layer.__class__ = ADAPTED_CLASSES[type(layer)]
+    layer.reattach(attachment)
 
 
 def _extra_variables(
@@ -590,62 +639,18 @@ def _recovered_state(model: keras.Model) -> AdaptedState | None:
     return state
 
 
-def _finish(model: keras.Model, state: AdaptedState) -> None:
-    """Thaw what was trainable before and forget the adaptation."""
-    set_trainable(state.was_trainable)
+def _finish(model: keras.Model, state: AdaptedState, models: list[keras.Model]) -> None:
+    """Thaw what was trainable before and forget the adaptation, in all models."""
+    _forget(model, state.was_trainable)
+    for holder in models:
+        renew_optimizer(holder)
+
+
+def _forget(model: keras.Model, flags: list[TrainableFlag]) -> None:
+    """Undo what `_remember` and `_train_only` did."""
+    set_trainable(flags)
     for site in sites(model):
         restore_rounding(site.layer)
-    delattr(model, _STATE)
-    del model._check_quantize_args, model.make_train_function
-    _refresh(model, state.selection)
-    renew_optimizer(model)
-
-
-def _refresh(model: keras.Model, selection: Selection) -> None:
-    """Forget traces of the former layers, and list the variables anew on torch."""
-    for owner, name, _ in _compiled_functions(model):
-        setattr(owner, name, None)
-    if keras.backend.backend() == "torch":
-        holders = {id(model): model}
-        for site in selection.adapted:
-            holders |= {id(h): h for h in (site.layer, *site.ancestors)}
-        for holder in holders.values():
-            holder._track_variables()
-
-
-def _compiled_functions(model: keras.Model) -> list[tuple[keras.Model, str, Any]]:
-    models = [
-        model,
-        *(s.layer for s in sites(model) if isinstance(s.layer, keras.Model)),
-    ]
-    return [
-        (owner, name, getattr(owner, name))
-        for owner in models
-        for name in _COMPILED_FUNCTIONS
-        if getattr(owner, name, None) is not None
-    ]
-
-
-def _holds_optimizer_state(model: keras.Model) -> bool:
-    optimizer = getattr(model, "optimizer", None)
-    return bool(model.compiled and optimizer is not None and optimizer.built)
-
-
-def _require_new_compile(model: keras.Model) -> None:
-    """Withdraw a compilation whose optimizer holds state of other variables."""
-    if not _holds_optimizer_state(model):
-        return
-    model.compiled = False
-    warnings.warn(
-        f"Model '{model.name}' was compiled with an optimizer that holds state for "
-        "the variables it trained before. Call `model.compile(...)` again before "
-        "`fit`.",
-        stacklevel=4,
-    )
-
-
-def renew_optimizer(model: keras.Model) -> None:
-    """Forget the optimizer's state of λ and γ; `evaluate` and `fit` go on."""
-    if _holds_optimizer_state(model):
-        optimizer = model.optimizer
-        model.optimizer = type(optimizer).from_config(optimizer.get_config())
+    for name in (_STATE, "_check_quantize_args", "make_train_function"):
+        if name in vars(model):
+            delattr(model, name)

@@ -15,9 +15,9 @@ from keras import ops
 from keras_randlora.adapt import (
     adapted_state,
     disable_randlora,
-    renew_optimizer,
     require_plain,
 )
+from keras_randlora.compiled import renew_optimizer
 from keras_randlora.files import load_adapter, read_adapter, require_same_base
 from keras_randlora.layers import own_weights
 from keras_randlora.progress import shown

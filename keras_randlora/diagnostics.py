@@ -1,9 +1,10 @@
-"""Warnings of what is allowed, but seldom meant."""
+"""Warnings of what is seldom meant, and the refusal of numbers that are none."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -45,6 +46,30 @@ def warn_of_shared_kernels(everything: Sequence[Site], adapted: Sequence[Site]) 
                 f"the layer out (exclude=['{site.path}']), or do not merge.",
                 stacklevel=4,
             )
+
+
+def require_finite_updates(adapted: Sequence[Site]) -> None:
+    """Check that merging leaves numbers in the kernels.
+
+    Raises:
+        ValueError: λ or γ of a layer is not finite, or its merged kernel is too large
+            for float16.
+    """
+    for site in adapted:
+        layer = site.layer
+        factors = (layer.randlora.lambda_, layer.randlora.gamma)
+        if not all(np.isfinite(ops.convert_to_numpy(f)).all() for f in factors):
+            problem = "λ or γ is not finite"
+        elif layer.variable_dtype == "float16" and not _is_finite(
+            layer.merged_kernel()
+        ):
+            problem = "the merged kernel is too large for float16"
+        else:
+            continue
+        raise ValueError(
+            f"The update of layer '{site.path}' cannot be merged: {problem}. Load an "
+            "adapter from before training diverged, or call `disable_randlora(model)`."
+        )
 
 
 def warn_of_large_steps(model: keras.Model, config: RandLoRAConfig) -> None:
@@ -99,3 +124,7 @@ def warn_of_zero_update(model: keras.Model, adapted: Sequence[Site]) -> None:
             "`enable_randlora`, the learning rate zero, or another model fitted?",
             stacklevel=3,
         )
+
+
+def _is_finite(tensor: Any) -> bool:
+    return bool(ops.convert_to_numpy(ops.all(ops.isfinite(tensor))))

@@ -29,9 +29,9 @@ from keras_randlora.adapt import (
     TrainableFlag,
     adapted_state,
     merged,
-    renew_optimizer,
     set_trainable,
 )
+from keras_randlora.compiled import renew_optimizer
 from keras_randlora.diagnostics import warn_of_zero_update
 from keras_randlora.hub_repairs import backbone_of, complete_config
 from keras_randlora.report import summary

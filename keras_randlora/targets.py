@@ -73,6 +73,11 @@ class Selection(NamedTuple):
     adapted: list[Site]
     also_trained: list[Site]
 
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """The layers to adapt, or those that are."""
+        return [site.layer for site in self.adapted]
+
 
 def sites(model: keras.Model) -> list[Site]:
     """Return every layer of a model once, in the model's order.

@@ -24,7 +24,7 @@ LEVELS = [
     {"layers"},
     {"targets"},
     {"activations", "distribution", "footprint", "peft_names", "rematerialize"}
-    | {"diagnostics", "recover", "report", "similarity", "spectra"},
+    | {"compiled", "diagnostics", "recover", "report", "similarity", "spectra"},
     {"adapt", "analysis"},
     {"budget", "optimizer", "planner", "weights"},
     {"files"},
