@@ -36,7 +36,7 @@ from keras_randlora.layers import (
     LayerOptions,
     RandLoRAAdapter,
     RandLoRALayer,
-    own_weights,
+    named_weights,
 )
 from keras_randlora.progress import shown
 from keras_randlora.quantized import (
@@ -530,7 +530,11 @@ def _reattach(layer: keras.layers.Layer, attachment: Attachment) -> None:
 def _extra_variables(
     model: keras.Model, selection: Selection, config: RandLoRAConfig
 ) -> dict[str, keras.Variable]:
-    """Return the weights trained beside λ and γ, by path."""
+    """Return the weights trained beside λ and γ, by path.
+
+    Raises:
+        ValueError: One of them is quantized.
+    """
     adapted = {id(site.layer) for site in selection.adapted}
     trained = {id(site.layer) for site in selection.also_trained}
     extra = {}
@@ -539,10 +543,25 @@ def _extra_variables(
         bias = config.train_bias == "all" or (
             config.train_bias == "adapted" and id(site.layer) in adapted
         )
-        for variable in own_weights(site.layer):
-            if whole or (bias and variable.name == "bias"):
-                extra[f"{site.path}/{variable.name}"] = variable
+        if whole and _holds_integers(site.layer):
+            raise ValueError(
+                f"Layer '{site.path}' stands in `also_train` and is quantized as "
+                f"'{site.layer.quantization_mode}': its kernel cannot be trained as it "
+                "is. Quantize the backbone only (`model.backbone.quantize(...)`), or "
+                "leave the layer out."
+            )
+        for name, variable in named_weights(site.layer).items():
+            if whole or (bias and name == "bias"):
+                extra[f"{site.path}/{name}"] = variable
     return extra
+
+
+def _holds_integers(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is quantized, and has weights to be."""
+    dtypes = [weight.dtype for weight in named_weights(layer).values()]
+    return layer.quantization_mode is not None and not all(
+        map(keras.backend.is_float_dtype, dtypes)
+    )
 
 
 def _refuse_to_quantize(*args: Any) -> None:

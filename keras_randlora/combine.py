@@ -19,7 +19,7 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.compiled import renew_optimizer
 from keras_randlora.files import load_adapter, read_adapter, require_same_base
-from keras_randlora.layers import own_weights
+from keras_randlora.layers import named_weights
 from keras_randlora.progress import shown
 from keras_randlora.quantized import dense_kernel, write_kernel
 from keras_randlora.targets import sites
@@ -82,10 +82,10 @@ def _changes(model: keras.Model, path: PathLike) -> dict[str, Change]:
     """Return what an adapter adds to each variable; the model is left as it was."""
     trained = read_adapter(path).tensors
     before = {
-        f"{site.path}/{variable.name}": _to_float32(variable)
+        f"{site.path}/{name}": _to_float32(variable)
         for site in sites(model)
-        for variable in own_weights(site.layer)
-        if f"{site.path}/{variable.name}" in trained
+        for name, variable in named_weights(site.layer).items()
+        if f"{site.path}/{name}" in trained
     }
     load_adapter(model, path)
     state = adapted_state(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ from keras_randlora.quantized import (
 from keras_randlora.update import UpdateShape
 
 Array = Any
+# What Keras calls a variable that is added without a name.
+_NAMELESS = re.compile(r"variable_\d+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -650,6 +653,22 @@ def require_supported_mode(layer: keras.layers.Layer, path: str) -> None:
 def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Return the variables that a layer holds itself, not through children."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """Return the variables that a layer holds itself, by names that do not change.
+
+    Keras numbers variables without a name through the whole process, and lets two have
+    the same: here the second `scale` of a layer is `scale#2`, and a nameless one is
+    `variable`.
+    """
+    found: dict[str, keras.Variable] = {}
+    taken: dict[str, int] = {}
+    for variable in own_weights(layer):
+        name = "variable" if _NAMELESS.fullmatch(variable.name) else variable.name
+        taken[name] = taken.get(name, 0) + 1
+        found[name if taken[name] == 1 else f"{name}#{taken[name]}"] = variable
+    return found
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.diagnostics import warn_of_unsaved
-from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer, own_weights
+from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer, named_weights
 from keras_randlora.layouts import KernelLayout
 from keras_randlora.peft_folder import (
     PeftFolder,
@@ -258,7 +258,7 @@ def _require_complete(
         if config.train_bias == "adapted" and site.layer.bias is not None:
             trained.add(f"{site.path}/bias")
     for site in selection.also_trained:
-        trained |= {f"{site.path}/{v.name}" for v in own_weights(site.layer)}
+        trained |= {f"{site.path}/{name}" for name in named_weights(site.layer)}
     for name in sorted(trained - set(state)):
         raise ValueError(f"The adapter lacks what becomes '{name}' of the model.")
     for name in sorted(set(state) - trained):

@@ -23,7 +23,8 @@ def rematerialize(model: keras.Model, enabled: bool = True) -> list[str]:
     """Let the blocks of a model keep their input only for the backward pass.
 
     A training step then needs the memory of one block's activations instead of all,
-    for one more forward pass. Outputs and gradients stay the same, dropout included.
+    for one more forward pass. Outputs and gradients stay the same, and so do dropout,
+    the losses that layers add, and the statistics of batch normalization.
     Call it before `fit`, before or after `enable_randlora`; compile a model again that
     has been fitted.
 
@@ -87,30 +88,43 @@ def _again(
     }
     outer = get_stateless_scope()
     known = dict(outer.state_mapping) if outer else {}
-    states = _states(layer)
-    variables = [*layer.trainable_variables, *states]
+    seeds = _seeds(layer)
+    variables = [*layer.trainable_variables, *seeds]
+    changed: list[keras.Variable] = []
     leaves = keras.tree.flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if ops.is_tensor(leaf)]
 
-    def run(*tensors: Any) -> tuple[Any, list[Any]]:
+    def run(*tensors: Any) -> tuple[Any, list[Any], list[Any]]:
         given = list(leaves)
         for place, tensor in zip(places, tensors, strict=False):
             given[place] = tensor
-        scope = keras.StatelessScope()
+        scope = keras.StatelessScope(collect_losses=True)
         scope.state_mapping.update(known)
         for update in zip(variables, tensors[len(places) :], strict=True):
             scope.add_update(update)
+        before, after = dict(scope.state_mapping), scope.state_mapping
         inputs, keywords = keras.tree.pack_sequence_as((args, kwargs), given)
         with _within(surroundings), scope:
             outputs = call(*inputs, **keywords)
-            return outputs, [scope.get_current_value(state) for state in states]
+        changed[:] = [
+            variable
+            for variable in layer.non_trainable_variables
+            if after.get(id(variable)) is not before.get(id(variable))
+        ]
+        losses = list(scope.losses)
+        for child in layer._flatten_layers(include_self=False):
+            child._loss_ids.clear()  # they are the layer's own, see below
+        return outputs, [after[id(variable)] for variable in changed], losses
 
     def called(*args: Any, **kwargs: Any) -> Any:
         values = [ops.convert_to_tensor(v.value) for v in layer.trainable_variables]
-        values += [ops.copy(state.value) for state in states]
-        outputs, after = _remat(run)(*(leaves[i] for i in places), *values)
-        for state, value in zip(states, after, strict=True):
-            state.assign(value)
+        values += [ops.copy(seed.value) for seed in seeds]
+        outputs, after, losses = _remat(run)(*(leaves[i] for i in places), *values)
+        for variable, value in zip(list(changed), after, strict=True):
+            # The second time begins where the first did.
+            known.setdefault(id(variable), ops.copy(variable.value))
+            variable.assign(value)
+        layer.add_loss(losses)
         return outputs
 
     return called
@@ -140,8 +154,8 @@ def _is_float(tensor: Any) -> bool:
     return jax.numpy.issubdtype(tensor.dtype, jax.numpy.floating)
 
 
-def _states(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Return what a call changes: the seeds of dropout."""
+def _seeds(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the states of the layer's generators, which a call changes."""
     weights = {id(weight) for weight in layer.weights}
     return [v for v in layer.non_trainable_variables if id(v) not in weights]
 

@@ -3,9 +3,11 @@
 import re
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from backend import BACKEND, as_numpy, assert_close
+from keras import layers
 from models import EXAMPLES, mlp, tokens
 from peaks import next_token_batch, step_peak
 
@@ -160,3 +162,58 @@ def test_a_layer_made_in_keras_remat_scope_keeps_its_mode(kind):
     )
     kr.disable_randlora(model)
     assert {layer._remat_mode.mode for layer in model.layers[1:]} == {kind}
+
+
+class LosingBlock(layers.Layer):
+    """A block that adds losses and keeps statistics, as a router of experts does."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(6, activity_regularizer="l2", name="dense")
+        self.norm = layers.BatchNormalization(momentum=0.5, name="norm")
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+        self.norm.build(input_shape)
+
+    def call(self, inputs, training=None):
+        hidden = self.dense(inputs)
+        self.add_loss(3.0 * keras.ops.mean(hidden**4))
+        return self.norm(hidden, training=training)
+
+
+def test_added_losses_and_statistics_are_kept():
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(8, 6)).astype("float32") for _ in range(2))
+    found = []
+    for remat in (False, True):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6,))
+        hidden = LosingBlock(name="block_0")(inputs)
+        model = keras.Model(inputs, LosingBlock(name="block_1")(hidden))
+        if remat:
+            assert kr.rematerialize(model) == ["block_0", "block_1"]
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        losses = [float(model.train_on_batch(x, y)) for _ in range(3)]
+        model(x)
+        assert len(model.losses) == 4
+        found.append((losses, [as_numpy(w) for w in model.weights]))
+    (losses, weights), (again, rematerialized) = found
+    np.testing.assert_allclose(again, losses, rtol=1e-5)
+    for weight, other in zip(weights, rematerialized, strict=True):
+        np.testing.assert_allclose(other, weight, rtol=1e-4, atol=1e-5)
+    statistics = model.get_layer("block_0").norm
+    assert np.abs(as_numpy(statistics.moving_mean)).min() > 0
+
+
+def test_routers_of_experts_keep_their_losses():
+    sizes = dict(vocabulary_size=9, num_layers=2, num_query_heads=2, hidden_dim=4)
+    sizes |= dict(num_key_value_heads=1, intermediate_dim=6, num_experts=2, top_k=1)
+    backbone = keras_hub.models.MixtralBackbone(**sizes)
+    inputs = {"token_ids": np.ones((1, 4), "int32"), "padding_mask": np.ones((1, 4))}
+    losses = []
+    for remat in (False, True):
+        kr.rematerialize(backbone, remat)
+        backbone(inputs, training=True)
+        losses.append([float(as_numpy(loss)) for loss in backbone.losses])
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], rel=1e-5)
