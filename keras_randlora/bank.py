@@ -329,6 +329,11 @@ class GivenBasisBank(BasisBank):
         a, b = (ops.cast(basis, "float32") for basis in self.stored())
         return np.array(ops.convert_to_numpy(a)), np.array(ops.convert_to_numpy(b))
 
+    def rounded(self, basis: np.ndarray) -> np.ndarray:
+        """Return a basis as the bank would hold it, float32."""
+        held = ops.cast(ops.cast(basis, self._held_dtype), "float32")
+        return np.array(ops.convert_to_numpy(held))
+
     def save_own_variables(self, store: Any) -> None:
         """Write the pair."""
         store["basis_a"], store["basis_b"] = self.basis_a, self.basis_b

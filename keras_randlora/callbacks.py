@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from keras_randlora.optimizer import save_optimizer
 from keras_randlora.quantized import dense_kernel
 from keras_randlora.spectra import effective_rank, update_matrix
 from keras_randlora.targets import Site
+from keras_randlora.weights import require_finite
 
 EPOCH = "epoch"
 MODES = ("auto", "min", "max")
@@ -42,10 +44,12 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         mode: Whether the best has the largest (`"max"`) or the smallest value
             (`"min"`); `"auto"` tells from the metric's name.
         save_best_only: Whether a file is written only when `monitor` is better than
-            ever before.
+            ever before; NaN never is.
         save_freq: `"epoch"`, or a number of batches.
         with_optimizer: Whether the optimizer's state is written beside the adapter, as
             `NAME.optimizer.safetensors`, to go on with `load_optimizer`.
+        initial_value_threshold: With `save_best_only`, what `monitor` must be better
+            than from the start: the best value of the run that is gone on with.
         verbose: 1 to say what is written.
 
     Attributes:
@@ -78,6 +82,7 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         save_best_only: bool = False,
         save_freq: str | int = EPOCH,
         with_optimizer: bool = False,
+        initial_value_threshold: float | None = None,
         verbose: int = 0,
     ) -> None:
         super().__init__()
@@ -87,7 +92,7 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         self.save_freq = _checked_frequency("save_freq", save_freq)
         self.with_optimizer = with_optimizer
         self.verbose = verbose
-        self.best: float | None = None
+        self.best = initial_value_threshold
         self.latest: Path | None = None
         self.mode = _direction(monitor, mode) if save_best_only else mode
         self._epoch = 0
@@ -118,6 +123,8 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.with_optimizer:
+            # Before the first of two files that belong together is written.
+            require_finite(self.model)
             save_optimizer(self.model, path.with_suffix(OPTIMIZER_SUFFIX))
         save_adapter(self.model, path)
         self.latest = path
@@ -146,12 +153,13 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
             )
             return True
         value = float(value)
-        if self.best is not None:
+        if self.best is None:
+            better = not math.isnan(value)
+        else:
             better = value < self.best if self.mode == "min" else value > self.best
-            if not better:
-                return False
-        self.best = value
-        return True
+        if better:
+            self.best = value
+        return better
 
 
 class UpdateRecord(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import subprocess
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             after `--help`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a pipe of Windows has no λ
     arguments = _parser().parse_args(argv)
     backend = getattr(arguments, "backend", None)
     try:
@@ -149,18 +153,25 @@ def _load(arguments: argparse.Namespace) -> keras.Model:
     preset = arguments.preset
     _say(f"Loading {preset} on {keras.backend.backend()} …")
     if preset.endswith(".keras"):
-        return keras.saving.load_model(preset, compile=False)
+        return _load_keras_file(preset)
     import keras_hub
 
     task = Path(preset) / "task.json"
-    saved = json.loads(task.read_text())["class_name"] if task.is_file() else None
-    name = arguments.model or saved or "CausalLM"
+    saved = json.loads(task.read_text("utf-8")) if task.is_file() else {}
+    name = arguments.model or saved.get("class_name") or "CausalLM"
     if not hasattr(keras_hub.models, name):
         raise ValueError(f"keras-hub has no model class '{name}'.")
     options: dict[str, None] = {}
     if task.is_file() and not (Path(preset) / "preprocessor.json").is_file():
         options["preprocessor"] = None
     return getattr(keras_hub.models, name).from_preset(preset, **options)
+
+
+def _load_keras_file(path: str) -> keras.Model:
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except KeyError as error:  # a zip archive of something else
+        raise ValueError(f"'{path}' is not a model that Keras saved.") from error
 
 
 def _run_on(backend: str, argv: Sequence[str]) -> int:

@@ -68,7 +68,8 @@ def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> No
         if isinstance(target, keras.Variable):
             target.assign(ops.cast(_to_float32(target) + change, target.dtype))
         else:
-            write_kernel(target, _to_float32(dense_kernel(target)) + change)
+            kernel = np.array(ops.convert_to_numpy(dense_kernel(target)))
+            write_kernel(target, kernel + change)
 
 
 class Change(NamedTuple):

@@ -304,7 +304,7 @@ def replacing(path: Path) -> Iterator[str]:
                     (path.parent / name).rename(former / name)
             for name in names:
                 (written / name).rename(path.parent / name)
-        except OSError:
+        except BaseException:
             for entry in former.iterdir():
                 entry.replace(path.parent / entry.name)
             raise

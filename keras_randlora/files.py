@@ -31,6 +31,7 @@ from keras_randlora.adapt import (
 from keras_randlora.atomic import write_atomically
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.diagnostics import warn_of_unsaved, warn_of_zero_update
+from keras_randlora.layers import RandLoRALayer
 from keras_randlora.quantized import kernel_shape
 from keras_randlora.report import Report, summary
 from keras_randlora.targets import select_paths, sites
@@ -144,7 +145,9 @@ def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
     'd'
     """
     file = read_adapter(path)
-    if is_adapted(model):
+    if is_adapted(model) or any(
+        isinstance(site.layer, RandLoRALayer) for site in sites(model)
+    ):
         _require_same_adaptation(model, file, path)
         set_adapter(model, file.tensors)
         return summary(model)
@@ -276,11 +279,11 @@ def _require_same_adaptation(model: keras.Model, file: AdapterFile, path: Any) -
 
 
 def _require_same_bases(model: keras.Model, file: AdapterFile, path: Any) -> None:
-    mine = given_bases(model)
-    if mine is None or file.bases is None:
+    bank = adapted_state(model).selection.adapted[0].layer.bank
+    if not bank.given or file.bases is None:
         return
-    for name, ours, theirs in zip(BASIS_NAMES, mine, file.bases, strict=True):
-        if not np.array_equal(ours, theirs):
+    for name, ours, theirs in zip(BASIS_NAMES, bank.draw(), file.bases, strict=True):
+        if not np.array_equal(ours, bank.rounded(theirs)):
             raise ValueError(
                 f"'{path}' was trained with other bases than the model is adapted "
                 f"with: its '{name}' differs. Call `disable_randlora(model)` first "

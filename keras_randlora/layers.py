@@ -28,6 +28,7 @@ from keras_randlora.quantized import (
     hold,
     kernel_shape,
     quantized_alike,
+    widened,
     write_kernel,
 )
 from keras_randlora.update import UpdateShape
@@ -199,22 +200,25 @@ class RandLoRAAdapter(keras.layers.Layer):
 
         The layer's own slot holds the merged kernel. `merged - update` is the
         base kernel up to rounding; the entries that differ are written out, so
-        that loading restores the base bit for bit. Of a quantized kernel, which no
-        subtraction restores, all that holds it is written out.
+        that loading restores the base bit for bit where the update is computed with
+        the same roundings, on another backend up to the last bit of the update.
+        Where so many differ that the base takes less, and of a quantized kernel,
+        which no subtraction restores, all that holds it is written out.
         """
         owner = self._layer()
         store["options"] = np.frombuffer(json.dumps(self._origin()).encode(), "uint8")
         store["lambda"] = _to_numpy(self.lambda_)
         store["gamma"] = _to_numpy(self.gamma)
-        if owner.quantization_mode is not None:
-            for name, array in held_arrays(owner).items():
-                store[f"base{name}"] = _storable(array)
-            return
-        base = _to_numpy(owner._kernel)
-        recovered = _to_numpy(owner.unmerged_kernel(owner.merged_kernel()))
-        changed = np.flatnonzero(base != recovered)
-        store["base_index"] = changed.astype("int64")
-        store["base_value"] = base.reshape(-1)[changed].astype("float32")
+        if owner.quantization_mode is None:
+            base = _to_numpy(owner._kernel)
+            recovered = _to_numpy(owner.unmerged_kernel(owner.merged_kernel()))
+            index = np.flatnonzero(base != recovered).astype("int64")
+            value = _storable(base.reshape(-1)[index])
+            if index.nbytes + value.nbytes < _storable(base[:0]).itemsize * base.size:
+                store["base_index"], store["base_value"] = index, value
+                return
+        for name, array in held_arrays(owner).items():
+            store[f"base{name}"] = _storable(array)
 
     def load_own_variables(self, store: Any) -> None:
         """Read λ and γ and take the update out of the kernel that was loaded.
@@ -247,8 +251,8 @@ class RandLoRAAdapter(keras.layers.Layer):
             )
         self.lambda_.assign(np.asarray(store["lambda"]))
         self.gamma.assign(np.asarray(store["gamma"]))
-        if owner.quantization_mode is not None:
-            names = self.product.kernel.names
+        names = self.product.kernel.names
+        if f"base{names[0]}" in store:
             hold(owner, {name: np.asarray(store[f"base{name}"]) for name in names})
             return
         base = _to_numpy(owner.unmerged_kernel(owner._kernel)).copy()
@@ -462,7 +466,7 @@ class RandLoRALayer(keras.layers.Layer):
         Returns:
             In the kernel's dtype, float32 for a quantized kernel.
         """
-        merged = dense_kernel(self) + self.randlora.update()
+        merged = ops.add(dense_kernel(self), self.randlora.update())
         if self.quantization_mode is not None:
             return merged
         return ops.cast(merged, self._kernel.dtype)
@@ -479,7 +483,8 @@ class RandLoRALayer(keras.layers.Layer):
 
     def unmerged_kernel(self, merged: Array) -> Array:
         """Return `merged - update` in the kernel's dtype and shape."""
-        base = ops.cast(merged, "float32") - self.randlora.update()
+        wide = widened(merged, self._kernel.dtype)
+        base = ops.subtract(wide, self.randlora.update())
         return ops.cast(base, self._kernel.dtype)
 
     def save_own_variables(self, store: Any) -> None:

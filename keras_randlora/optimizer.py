@@ -30,7 +30,8 @@ def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
         path: Ends in `.safetensors`.
 
     Raises:
-        ValueError: The model is not adapted, or its optimizer has no state yet.
+        ValueError: The model is not adapted, or its optimizer has no state yet or one
+            that is not finite.
         OSError: The file cannot be written. The former one is untouched.
 
     Example:
@@ -50,8 +51,14 @@ def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
         )
     state: dict[str, Any] = {}
     optimizer.save_own_variables(state)
-    header = {"version": FORMAT_VERSION, "optimizer": type(optimizer).__name__}
+    header = {"version": FORMAT_VERSION, "optimizer": _kind(optimizer)}
     arrays = {key: np.array(value, order="C") for key, value in state.items()}
+    for variable, (key, array) in zip(optimizer.variables, arrays.items(), strict=True):
+        if not np.isfinite(array.astype("float64")).all():
+            raise ValueError(
+                f"The optimizer's state '{variable.path}' holds values that are not "
+                f"finite (entry {key}). Go on from an earlier file."
+            )
     data = save(arrays, metadata={FORMAT: json.dumps(header)})
     write_atomically(Path(path), data)
 
@@ -87,10 +94,11 @@ def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
             f"Model '{model.name}' has no optimizer. Call `model.compile(...)` first."
         )
     kind, arrays = _read(Path(path))
-    if kind != type(optimizer).__name__:
+    # Files of version 1.0 do not name what a LossScaleOptimizer wraps.
+    if kind not in (_kind(optimizer), type(optimizer).__name__):
         raise ValueError(
             f"'{path}' holds the state of {kind}; the model is compiled with "
-            f"{type(optimizer).__name__}."
+            f"{_kind(optimizer)}."
         )
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
@@ -105,6 +113,13 @@ def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
             "shapes differ. Adapt and compile the model as it was when saved."
         )
     optimizer.load_own_variables(arrays)
+
+
+def _kind(optimizer: keras.optimizers.Optimizer) -> str:
+    """Return the name of an optimizer's class, and of the one that it wraps."""
+    kind = type(optimizer).__name__
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return kind if inner is None else f"{kind}({_kind(inner)})"
 
 
 def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:

@@ -115,9 +115,15 @@ def write_folder(path: Path, folder: PeftFolder) -> None:
         _write_file(written / CONFIG_NAME, config.encode())
         data = serialize(tensors, metadata={"format": "pt"})
         _write_file(written / TENSORS_NAME, data)
+        former = Path(scratch) / "former"
         if path.exists():
-            os.rename(path, Path(scratch) / "former")
-        os.rename(written, path)
+            os.rename(path, former)
+        try:
+            os.rename(written, path)
+        except BaseException:
+            if former.exists():
+                os.rename(former, path)
+            raise
     finally:
         shutil.rmtree(scratch)
 

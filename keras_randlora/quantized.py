@@ -142,10 +142,20 @@ def frozen_kernel(layer: keras.layers.Layer) -> FrozenKernel:
 
 
 def dense_kernel(layer: keras.layers.Layer) -> Array:
-    """Return a layer's frozen kernel in float32, of shape `kernel_shape(layer)`."""
+    """Return a layer's frozen kernel, of shape `kernel_shape(layer)`.
+
+    Returns:
+        In float32, in float64 where the kernel has that.
+    """
     frozen = frozen_kernel(layer)
     held = [getattr(layer, name).value for name in frozen.names]
-    return cast(frozen.dense(held, "float32"), "float32")
+    return widened(frozen.dense(held, "float32"), layer._kernel.dtype)
+
+
+def widened(tensor: Array, dtype: Any) -> Array:
+    """Return a tensor in float32, or in float64 if `dtype` is that."""
+    double = keras.backend.standardize_dtype(dtype) == "float64"
+    return cast(tensor, "float64" if double else "float32")
 
 
 def held_arrays(layer: keras.layers.Layer) -> dict[str, np.ndarray]:

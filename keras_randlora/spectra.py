@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -123,6 +124,9 @@ def effective_rank(
         update: A matrix, or a layer, whose `update_matrix` is taken.
         base: For a layer: as in `update_matrix`.
 
+    Returns:
+        NaN for an update that is not finite.
+
     Raises:
         ValueError: What is given is no matrix, or as `update_matrix` says.
 
@@ -130,7 +134,10 @@ def effective_rank(
     >>> round(kr.analysis.effective_rank(np.diag([2.0, 2.0, 0.0])), 6)
     2.0
     """
-    values = _quick_spectrum(_matrix(update, base))
+    matrix = _matrix(update, base)
+    if not np.isfinite(matrix).all():
+        return math.nan
+    values = _quick_spectrum(matrix)
     if not values.any():
         return 0.0
     shares = values / values.sum()

@@ -72,6 +72,16 @@ def set_adapter(model: keras.Model, state: Mapping[str, Any]) -> None:
         variable.assign(arrays[path])
 
 
+def require_finite(model: keras.Model) -> None:
+    """Check that an adapter file of the model could be written.
+
+    Raises:
+        ValueError: The model is not adapted, or a trained value is not finite.
+    """
+    state = get_adapter(model)
+    check_adapter(state, {path: array.shape for path, array in state.items()})
+
+
 def check_adapter(
     state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:

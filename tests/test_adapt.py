@@ -232,6 +232,58 @@ def test_a_container_is_trained_with_the_layers_inside():
     ]
 
 
+class Scales(layers.Layer):
+    """A layer of weights without a name, and of two with the same one."""
+
+    def build(self, input_shape):
+        shapes = [(6,), (1, 6), (6,), (1, 6)]
+        names = [None, None, "scale", "scale"]
+        self.own = [
+            self.add_weight(shape=shape, name=name, initializer="ones")
+            for shape, name in zip(shapes, names, strict=True)
+        ]
+
+    def call(self, inputs):
+        for weight in self.own:
+            inputs = inputs * weight
+        return inputs
+
+
+def scaled():
+    """Return a new model with such a layer, whose weights Keras numbers on."""
+    inputs = keras.Input((6,))
+    hidden = layers.Dense(6, name="dense")(inputs)
+    return keras.Model(inputs, Scales(name="scales")(hidden))
+
+
+def test_weights_of_the_same_name_and_of_none(tmp_path):
+    model = scaled()
+    kr.enable_randlora(model, rank=2, targets="dense", also_train="scales")
+    assert len([v for v in model.trainable_weights if "scales" in v.path]) == 4
+    state = randomize(model)
+    names = ["scale", "scale#2", "variable", "variable#2"]
+    assert [path for path in sorted(state) if "scales" in path] == [
+        f"scales/{name}" for name in names
+    ]
+    kr.save_adapter(model, tmp_path / "adapter.safetensors")
+    other = scaled()
+    kr.load_adapter(other, tmp_path / "adapter.safetensors")
+    for path, array in kr.get_adapter(other).items():
+        np.testing.assert_array_equal(array, state[path])
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_a_quantized_layer_is_not_trained_as_it_is(mode):
+    model = mlp()
+    model.quantize(mode)
+    before = structure_of(model)
+    message = f"Layer 'head' stands in `also_train` and is quantized as '{mode}'"
+    with pytest.raises(ValueError, match=message):
+        kr.enable_randlora(model, rank=2, targets="hidden_1", also_train="head")
+    assert structure_of(model) == before
+
+
 # Options
 
 OPTIONS = {
