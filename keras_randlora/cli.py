@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -153,25 +154,31 @@ def _load(arguments: argparse.Namespace) -> keras.Model:
     preset = arguments.preset
     _say(f"Loading {preset} on {keras.backend.backend()} …")
     if preset.endswith(".keras"):
-        return _load_keras_file(preset)
+        with _complete(preset):
+            return keras.saving.load_model(preset, compile=False)
     import keras_hub
 
     task = Path(preset) / "task.json"
     saved = json.loads(task.read_text("utf-8")) if task.is_file() else {}
-    name = arguments.model or saved.get("class_name") or "CausalLM"
+    name = arguments.model or saved.get("class_name", "CausalLM")
     if not hasattr(keras_hub.models, name):
         raise ValueError(f"keras-hub has no model class '{name}'.")
     options: dict[str, None] = {}
     if task.is_file() and not (Path(preset) / "preprocessor.json").is_file():
         options["preprocessor"] = None
-    return getattr(keras_hub.models, name).from_preset(preset, **options)
+    with _complete(preset):
+        return getattr(keras_hub.models, name).from_preset(preset, **options)
 
 
-def _load_keras_file(path: str) -> keras.Model:
+@contextlib.contextmanager
+def _complete(preset: str) -> Iterator[None]:
+    """Report what Keras misses in an archive or a folder of something else."""
     try:
-        return keras.saving.load_model(path, compile=False)
-    except KeyError as error:  # a zip archive of something else
-        raise ValueError(f"'{path}' is not a model that Keras saved.") from error
+        yield
+    except KeyError as error:
+        raise ValueError(
+            f"'{preset}' cannot be read as a model: it has no {error}."
+        ) from error
 
 
 def _run_on(backend: str, argv: Sequence[str]) -> int:

@@ -158,7 +158,7 @@ def export_merged(
             the model or the path, `path` exists and `overwrite` is false, or a second
             process could not load the model. Nothing is written.
         ModuleNotFoundError: A package is missing; the message says how to install it.
-        OSError: The place cannot be written to.
+        OSError: The place cannot be written to, or is a folder with other files.
         RuntimeError: The conversion failed; its message is given. What stood at `path`
             is still there.
 
@@ -291,6 +291,9 @@ def replacing(path: Path) -> Iterator[str]:
     """Yield a place whose files move to `path` and beside it if all goes well.
 
     What stood there before is replaced, and stays if anything fails.
+
+    Raises:
+        FileExistsError: A folder stands there that holds more than the new one.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         written, former = Path(folder) / "written", Path(folder) / "former"
@@ -298,6 +301,8 @@ def replacing(path: Path) -> Iterator[str]:
         former.mkdir()
         yield str(written / path.name)
         names = sorted(entry.name for entry in written.iterdir())
+        for name in names:
+            _require_nothing_else(path.parent / name, written / name)
         try:
             for name in names:
                 if (path.parent / name).exists():
@@ -308,6 +313,18 @@ def replacing(path: Path) -> Iterator[str]:
             for entry in former.iterdir():
                 entry.replace(path.parent / entry.name)
             raise
+
+
+def _require_nothing_else(former: Path, new: Path) -> None:
+    """Refuse to replace a folder that holds more than the new one."""
+    if not (former.is_dir() and new.is_dir()):
+        return
+    others = {e.name for e in former.iterdir()} - {e.name for e in new.iterdir()}
+    if others:
+        raise FileExistsError(
+            f"'{former}' holds '{min(others)}', which would be lost. Choose another "
+            "path, or delete the folder."
+        )
 
 
 def _write_elsewhere(model: keras.Model, path: str, format: str, verbose: bool) -> None:

@@ -6,6 +6,7 @@ the function into NaN gradients, and its gradient signature differs by backend.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -77,13 +78,24 @@ def _torch_function() -> Any:
         ) -> Any:
             ctx.save_for_backward(*tensors)
             ctx.gradients = backward
+            ctx.autocast = _autocast_around(tensors[0].device.type)
             return forward(*tensors)
 
         @staticmethod
         def backward(ctx: Any, gradient: Any) -> Any:
-            return None, None, *ctx.gradients(ctx.saved_tensors, gradient)
+            with ctx.autocast():
+                return None, None, *ctx.gradients(ctx.saved_tensors, gradient)
 
     return Function
+
+
+def _autocast_around(device: str) -> Callable[[], Any]:
+    """Return what sets up `torch.autocast` as it is now; a backward pass has none."""
+    import torch
+
+    if not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext
+    return functools.partial(torch.autocast, device, torch.get_autocast_dtype(device))
 
 
 def _jax(forward: Forward, backward: Backward) -> Forward:

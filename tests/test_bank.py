@@ -5,8 +5,10 @@ import json
 import keras
 import numpy as np
 import pytest
-from backend import as_numpy, evaluate
+from backend import BACKEND, as_numpy, evaluate
+from keras import layers, ops
 
+import keras_randlora as kr
 from keras_randlora import bases
 from keras_randlora.bank import BasisBank
 from keras_randlora.bases import BasisSpec
@@ -212,6 +214,29 @@ def test_no_basis_is_written_to_a_weights_file(tmp_path):
     assert (2, 5) in shapes  # λ
     assert tuple(bank.basis_a.shape) not in shapes
     assert tuple(bank.basis_b.shape) not in shapes
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="asks JAX")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"basis": "sparse"}, {"basis": "kronecker"}, {"basis_storage": "regenerated"}],
+    ids=str,
+)
+@pytest.mark.parametrize("compute", ["materialized", "factored"])
+def test_no_basis_is_a_constant_of_what_jax_compiles(options, compute):
+    import jax
+
+    model = keras.Sequential([keras.Input((256,)), layers.Dense(256, name="d")])
+    kr.enable_randlora(model, 8, "d", compute=compute, **options)
+
+    def loss(trained, frozen, x):
+        return ops.sum(model.stateless_call(trained, frozen, x, training=True)[0] ** 2)
+
+    groups = model.trainable_variables, model.non_trainable_variables
+    values = [[variable.value for variable in group] for group in groups]
+    traced = jax.make_jaxpr(jax.grad(loss))(*values, np.ones((4, 256), "float32"))
+    # A block of a Kronecker basis may be one, but not B of shape (256, 256).
+    assert sum(np.size(constant) for constant in traced.consts) <= 64 * 64
 
 
 def test_the_bases_are_the_drawn_ones():

@@ -335,6 +335,8 @@ def test_resolve_sparsity(basis, sparsity, larger_side, expected):
         ("binary", 2.0, ValueError, "only with basis='ternary'"),
         ("ternary", None, ValueError, "must be given with basis='ternary'"),
         ("ternary", 1.9, ValueError, "from 2 to 2\\*\\*31.*sparsity=1.9"),
+        ("ternary", 2**31 + 1, ValueError, "from 2 to 2\\*\\*31.*sparsity=2147483649"),
+        ("ternary", 2.0**32, ValueError, "from 2 to 2\\*\\*31.*sparsity=4294967296.0"),
         ("ternary", float("nan"), ValueError, "sparsity=nan"),
         ("ternary", float("inf"), ValueError, "sparsity=inf"),
         ("ternary", "6", TypeError, "must be a number.*sparsity='6'"),

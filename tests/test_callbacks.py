@@ -72,6 +72,8 @@ class Losses(keras.callbacks.Callback):
         ("val_accuracy", "auto", [0.5, 0.4, 0.6, 0.6], [1, 3]),
         ("score", "max", [1.0, 2.0, 3.0, 0.0], [1, 2, 3]),
         ("score", "min", [1.0, 2.0, float("nan"), 0.0], [1, 4]),
+        ("score", "min", [float("nan"), 2.0, float("nan"), 1.0], [2, 4]),
+        ("score", "max", [float("nan"), 2.0, 1.0, float("inf")], [2, 4]),
     ],
 )
 def test_only_the_best_is_kept(tmp_path, monitor, mode, values, saved):
@@ -82,6 +84,40 @@ def test_only_the_best_is_kept(tmp_path, monitor, mode, values, saved):
     assert names(tmp_path) == [f"{epoch}.safetensors" for epoch in saved]
     assert keep.best == values[saved[-1] - 1]
     assert keep.latest == tmp_path / f"{saved[-1]}.safetensors"
+
+
+def test_only_what_is_better_than_the_run_before(tmp_path):
+    keep = kr.RandLoRACheckpoint(
+        tmp_path / "{epoch}.safetensors",
+        save_best_only=True,
+        initial_value_threshold=2.5,
+    )
+    fit(adapted(), Losses("val_loss", [3.0, 2.0, 2.2]), keep)
+    assert names(tmp_path) == ["2.safetensors"] and keep.best == 2.0
+
+
+def test_two_files_that_belong_together_are_kept_where_one_cannot_be_written(tmp_path):
+    model = adapted()
+    keep = kr.RandLoRACheckpoint(tmp_path / "a.safetensors", with_optimizer=True)
+    fit(model, keep, epochs=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    fit(model, epochs=1)
+    gamma = model.get_layer("hidden_2").randlora.gamma
+    gamma.assign(np.full(gamma.shape, np.nan))
+    keep.set_model(model)
+    with pytest.raises(ValueError, match="hidden_2/gamma' holds values that are not"):
+        keep.on_epoch_end(0, {})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_training_that_diverges_is_logged_to_its_end():
+    model = adapted()
+    gamma = model.get_layer("hidden_2").randlora.gamma
+    gamma.assign(np.full(gamma.shape, np.nan))
+    logger = kr.RandLoRALogger()
+    history = fit(model, logger, epochs=1).history
+    assert np.isnan([history["effective_rank"][0], history["update_norm"][0]]).all()
+    assert {np.isnan(record.effective_rank) for record in logger.records} == {True}
 
 
 def test_a_metric_that_is_missing_loses_nothing(tmp_path, recwarn):
@@ -99,6 +135,18 @@ def test_steps_are_counted_over_epochs(tmp_path):
     size = len(MLP.inputs()) // 2  # two batches an epoch
     fit(adapted(), kr.RandLoRACheckpoint(path, save_freq=3), epochs=3, batch_size=size)
     assert names(tmp_path) == [f"{name}.safetensors" for name in ("2-1", "3-2")]
+
+
+def test_steps_that_keras_runs_several_at_a_time_are_counted(tmp_path):
+    """With `steps_per_execution=2` Keras calls after batches 1, 3 and 5 only."""
+    path = tmp_path / "{epoch}-{batch}.safetensors"
+    keep = kr.RandLoRACheckpoint(path, save_freq=4)
+    keep.set_model(adapted())
+    for epoch in range(2):
+        keep.on_epoch_begin(epoch)
+        for batch in (1, 3, 5):
+            keep.on_train_batch_end(batch, {})
+    assert names(tmp_path) == [f"{name}.safetensors" for name in ("1-4", "2-2", "2-6")]
 
 
 def test_training_goes_on_from_adapter_and_optimizer(tmp_path):

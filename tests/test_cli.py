@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import artefacts
@@ -214,3 +216,35 @@ def test_real_process_on_another_backend(folder):
         adapted_by((folder / "1.safetensors", 1.0)),
         atol=1e-5,
     )
+
+
+def test_a_pipe_without_greek_letters(folder):
+    """As on Windows, where what a pipe gets has one of 256 letters."""
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_randlora", "info", "1.safetensors"],
+        cwd=folder,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        encoding="cp1252",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "? (3, 6), ? (6, 16)" in done.stdout
+
+
+def test_a_folder_of_something_else_is_no_model(run, folder):
+    shutil.copytree(folder / "base", folder / "other")
+    (folder / "other" / "task.json").write_text('{"name": "λ"}', "utf-8")
+    status, _, error = run(
+        "merge --preset other --adapter 1.safetensors --output other.keras"
+    )
+    assert status == 1 and "'other' cannot be read as a model: it has no" in error
+
+
+def test_an_archive_of_something_else_is_no_model(run, folder):
+    with zipfile.ZipFile(folder / "other.keras", "w") as archive:
+        archive.writestr("readme.txt", "no model")
+    status, _, error = run(
+        "merge --preset other.keras --adapter 1.safetensors --output m.keras"
+    )
+    assert status == 1 and "'other.keras' cannot be read as a model" in error

@@ -4,7 +4,7 @@ import artefacts
 import keras
 import numpy as np
 import pytest
-from models import EXAMPLES, counting, structure_of, values_of
+from models import EXAMPLES, compile_model, counting, structure_of, values_of
 from reference import Factors, kernel_update
 
 import keras_randlora as kr
@@ -88,6 +88,17 @@ def test_one_adapter_equals_merge(files):
     kr.merge_randlora(adapted)
     for one, other in zip(merged.weights, adapted.weights, strict=True):
         np.testing.assert_allclose(as_float64(one), as_float64(other), atol=1e-6)
+
+
+def test_a_compiled_model_trains_on_with_a_new_optimizer(files):
+    paths, _ = files
+    model = EXAMPLES["mlp"].build()
+    compile_model(model, learning_rate=0.125)
+    EXAMPLES["mlp"].fit(model)
+    kr.merge_adapters(model, {paths["a"]: 1.0})
+    assert model.compiled and not model.optimizer.built
+    assert as_float64(model.optimizer.learning_rate) == 0.125
+    EXAMPLES["mlp"].fit(model)
 
 
 def test_einsum_kernels_of_a_keras_hub_model(tmp_path):

@@ -62,6 +62,19 @@ def test_a_task_that_predicted_while_its_backbone_was_adapted(leave):
     assert same(predicted(task), expected) and same(eager(task), expected)
 
 
+def test_a_backbone_that_predicted_before_its_task_was_adapted():
+    backbone, task = backbone_and_task()
+    base = predicted(backbone)
+    kr.enable_randlora(task, rank=2, targets="q")
+    train_a_little(backbone)
+    tuned = predicted(backbone)
+    assert not same(tuned, base) and same(tuned, eager(backbone))
+    with kr.merged(task):
+        assert same(predicted(backbone), tuned)
+    kr.disable_randlora(task)
+    assert same(predicted(backbone), base)
+
+
 def test_a_task_that_predicted_with_another_alpha():
     backbone, task = backbone_and_task()
     for alpha in (2, 40):

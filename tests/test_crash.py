@@ -46,7 +46,9 @@ def test_sigkill_while_saving_leaves_a_whole_file(adapter_file, tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert sum(map(int, result.stdout.split())) == KILLS
+    counts = [int(count) for count in result.stdout.split()]
+    assert sum(counts) == KILLS
+    assert min(counts) > 0  # the writers wrote
 
 
 def mutate(data, rng):

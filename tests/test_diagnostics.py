@@ -73,6 +73,7 @@ def test_a_rate_that_diverges_with_alpha(optimizer, alpha, warns, recwarn):
     model = adapted(alpha=alpha)
     model.compile(optimizer, "mse", jit_compile=False)
     x, y = EXAMPLES["mlp"].inputs(), np.zeros((len(EXAMPLES["mlp"].inputs()), 3))
+    warnings.simplefilter("always", UserWarning)  # `recwarn` hides repetitions
     for _ in range(2):
         model.fit(x, y, verbose=0)
     messages = [str(w.message) for w in recwarn if "diverge" in str(w.message)]
@@ -99,7 +100,7 @@ def test_an_update_that_stays_zero(verb, tmp_path, recwarn):
         "merge": lambda: kr.merge_randlora(model),
         "export": lambda: kr.export_merged(model, tmp_path / "m.keras", "keras"),
     }
-    warnings.simplefilter("default", UserWarning)
+    warnings.simplefilter("always", UserWarning)
     act[verb]()
     messages = [str(w.message) for w in recwarn]
     assert sum("is zero after 2 steps" in message for message in messages) == 1
@@ -123,7 +124,7 @@ def test_what_is_trained_and_not_saved(tmp_path, recwarn):
     model.trainable = False  # else TensorFlow has nothing to set
     model.trainable = True  # thaws the head too
     compile_model(model)
-    warnings.simplefilter("default", UserWarning)
+    warnings.simplefilter("always", UserWarning)
     example.fit(model, steps=2)
     messages = unsaved(recwarn)
     assert len(messages) == 1

@@ -1,6 +1,7 @@
 """Merged artefacts: what stands in them, and what is left where one fails."""
 
 import json
+from pathlib import Path
 
 import artefacts
 import keras
@@ -202,6 +203,38 @@ def test_too_large_for_the_format(mlp, tmp_path, monkeypatch):
         kr.export_merged(mlp, tmp_path / "m.onnx", "onnx")
 
 
+def test_bases_do_not_count_as_weights(mlp, tmp_path, monkeypatch):
+    plain, base = export.FORMATS["keras"], 4 * 143
+
+    def limit(size):
+        monkeypatch.setitem(export.FORMATS, "keras", plain._replace(max_bytes=size))
+
+    limit(base - 1)
+    with pytest.raises(ValueError, match="limited"):
+        kr.export_merged(mlp, tmp_path / "m.keras", "keras")
+    limit(base + kr.summary(mlp).adapter_bytes)
+    kr.export_merged(mlp, tmp_path / "m.keras", "keras")
+
+
+def test_a_failing_rename_brings_back_both_former_files(tmp_path, monkeypatch):
+    former = {"m.bin": "former", "m.xml": "former"}
+    for name, text in former.items():
+        (tmp_path / name).write_text(text)
+    rename = Path.rename
+
+    def fail_second(self, target):
+        if self.name == "m.xml" and self.parent.name == "written":
+            raise OSError("gone")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_second)
+    path = tmp_path / "m.xml"
+    with pytest.raises(OSError, match="gone"), export.replacing(path) as place:
+        for suffix in (".xml", ".bin"):
+            Path(place).with_suffix(suffix).write_text("new")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == former
+
+
 @pytest.mark.parametrize("format, name", [("keras", "m.keras"), ("preset", "p")])
 def test_a_failing_writer_leaves_the_former_artefact(
     mlp, tmp_path, monkeypatch, format, name
@@ -252,17 +285,49 @@ def test_a_second_process_is_announced(mlp, tmp_path, monkeypatch, capsys):
         assert ("'onnx' in a second process" in said) == verbose
 
 
-@pytest.mark.skipif(ON_TENSORFLOW, reason="TensorFlow writes in its own process")
-def test_classes_that_a_second_process_cannot_import(tmp_path):
+def local_class():
     class Local(keras.layers.Layer):
         def call(self, inputs):
             return inputs
 
+    return Local
+
+
+class Scripted(keras.layers.Layer):
+    """A layer whose class says that it was defined in the running script."""
+
+    __module__ = "__main__"
+
+    def call(self, inputs):
+        return inputs
+
+
+@pytest.mark.skipif(ON_TENSORFLOW, reason="TensorFlow writes in its own process")
+@pytest.mark.parametrize(
+    "kind, named",
+    [
+        (local_class(), ".*Local of layer 'mine' from 'test_export'"),
+        (Scripted, "Scripted of layer 'mine' from '__main__'"),
+    ],
+)
+def test_classes_that_a_second_process_cannot_import(tmp_path, kind, named):
     inputs = keras.Input((6,))
-    outputs = keras.layers.Dense(3, name="head")(Local(name="mine")(inputs))
+    outputs = keras.layers.Dense(3, name="head")(kind(name="mine")(inputs))
     model = keras.Model(inputs, outputs)
     kr.enable_randlora(model, rank=2, targets="head")
-    message = "cannot import the class .*Local of layer 'mine' from 'test_export'"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"cannot import the class {named}"):
         kr.export_merged(model, tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
+    model = EXAMPLES["llama3"].build()
+    kr.enable_randlora(model, rank=2)
+    kr.export_merged(model, tmp_path / "results", "preset")
+    kr.export_merged(model, tmp_path / "results", "preset", overwrite=True)
+    notes = tmp_path / "results" / "notes.txt"
+    notes.write_text("years of work")
+    with pytest.raises(FileExistsError, match="holds 'notes.txt', which would be lost"):
+        kr.export_merged(model, tmp_path / "results", "preset", overwrite=True)
+    assert notes.read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]

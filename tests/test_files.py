@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -280,6 +281,18 @@ def test_values_that_are_not_finite_are_not_saved(path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o027, 0o640)])
+def test_a_file_has_the_mode_that_the_user_wants(path, mask, mode):
+    model = adapted("mlp")
+    before = os.umask(mask)
+    try:
+        kr.save_adapter(model, path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         kr.save_adapter(adapted("mlp"), tmp_path / "nowhere" / "a.safetensors")
@@ -330,6 +343,10 @@ def set_option(**options):
     return lambda path: rewrite(path, lambda h: h["config"].update(options))
 
 
+def set_shape(layer, shape):
+    return lambda path: rewrite(path, lambda h: h["layers"].update({layer: shape}))
+
+
 def set_nan(path):
     def change(tensors):
         tensors["hidden_2/gamma"][0, 0] = np.nan
@@ -346,8 +363,8 @@ def make_directory(path):
     path.mkdir()
 
 
-SHAPES = {"hidden_1": [6, 10], "hidden_2": [10, 5], "head": [5, 3]}
-UNREADABLE = "is not a readable safetensors file ("
+UNREADABLE = "'{path}' is not a readable safetensors file ("
+NO_ADAPTER = "'{path}' cannot be read as an adapter: "
 BAD_FILES = {
     "empty": (cut(0), UNREADABLE),
     "cut in the header": (cut(100), UNREADABLE),
@@ -363,49 +380,46 @@ BAD_FILES = {
     ),
     "another safetensors file": (
         lambda path: path.write_bytes(save({"weight": np.zeros(3)})),
-        "is a safetensors file, but not a keras-randlora adapter.",
+        "'{path}' is a safetensors file, but not a keras-randlora adapter.",
     ),
     "one bit": (
         flip_last_bit,
-        "is damaged: its content does not match its checksum. Copy or save it again.",
+        "'{path}' is damaged: its content does not match its checksum. Copy or save it "
+        "again.",
     ),
     "a later version": (
         set_header(version=2),
-        "cannot be read as an adapter: it has format version 2; this version of "
-        "keras_randlora reads version 1.",
+        f"{NO_ADAPTER}it has format version 2; this version of keras_randlora reads "
+        "version 1.",
     ),
     "no version": (
         lambda path: rewrite(path, lambda header: header.pop("version")),
-        "cannot be read as an adapter: 'version'.",
+        f"{NO_ADAPTER}'version'.",
     ),
     "an unknown option": (
         set_option(colour="red"),
-        "cannot be read as an adapter: Unknown RandLoRA options ['colour'].",
+        f"{NO_ADAPTER}Unknown RandLoRA options ['colour'].",
     ),
     "a bad option": (
         set_option(rank=0),
-        "cannot be read as an adapter: `rank` must be a positive integer. Received: ",
+        f"{NO_ADAPTER}`rank` must be a positive integer. Received: ",
     ),
     "layers of another type": (
         set_header(layers=["hidden_1"]),
-        "cannot be read as an adapter: 'list' object has no attribute 'items'.",
+        f"{NO_ADAPTER}'list' object has no attribute 'items'.",
     ),
     "not a number": (
         set_nan,
-        "holds values that are not finite, first in 'hidden_2/gamma'.",
+        "'{path}' holds values that are not finite, first in 'hidden_2/gamma'.",
     ),
     "a missing tensor": (
         drop("hidden_2/gamma"),
         "The adapter has no entry 'hidden_2/gamma' of shape (3, 5).",
     ),
-    "an unknown layer": (
-        set_header(layers={**SHAPES, "a_layer": [5, 5]}),
-        "layer 'a_layer'",
-    ),
     "another kernel": (
-        set_header(layers={**SHAPES, "hidden_1": [6, 11]}),
-        "was made for another model: the kernel of layer 'hidden_1' has shape (6, 10) "
-        "here and (6, 11) in the file.",
+        set_shape("hidden_1", [6, 11]),
+        "'{path}' was made for another model: the kernel of layer 'hidden_1' has shape "
+        "(6, 10) here and (6, 11) in the file.",
     ),
 }
 
@@ -423,18 +437,41 @@ def adapted_mlp():
     return adapted("mlp")
 
 
+def assert_refused(model, path, message):
+    """Assert that loading raises what begins so, and leaves the model as it was."""
+    before = structure_of(model), values_of(model)
+    with pytest.raises(ValueError, match=f"^{re.escape(message.format(path=path))}"):
+        kr.load_adapter(model, path)
+    assert (structure_of(model), values_of(model)) == before
+
+
 @pytest.mark.parametrize("build", [plain_mlp, adapted_mlp])
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_bad_files_leave_the_model_as_it_was(name, build, path):
     spoil, message = BAD_FILES[name]
     kr.save_adapter(adapted("mlp"), path)
     spoil(path)
-    model = build()
-    before = structure_of(model), values_of(model)
-    with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        kr.load_adapter(model, path)
-    assert str(path) in str(caught.value) or "entry" in message
-    assert (structure_of(model), values_of(model)) == before
+    assert_refused(build(), path, message)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (
+            plain_mlp,
+            "'{path}' was made for another model: it adapts layer 'a_layer', which "
+            "model 'mlp' does not have.",
+        ),
+        (
+            adapted_mlp,
+            "'{path}' does not fit: layer 'a_layer' is adapted in the file only.",
+        ),
+    ],
+)
+def test_a_file_with_an_unknown_layer_leaves_the_model_as_it_was(build, message, path):
+    kr.save_adapter(adapted("mlp"), path)
+    set_shape("a_layer", [5, 5])(path)
+    assert_refused(build(), path, message)
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, make_directory])
@@ -530,6 +567,43 @@ def test_other_models_and_options_are_refused(name, path):
     assert (structure_of(model), values_of(model)) == before
 
 
+def test_another_sparsity_is_refused(path):
+    kr.save_adapter(adapted("mlp", basis="ternary", sparsity=3), path)
+    model = adapted("mlp", basis="ternary", sparsity=4)
+    message = (
+        "'{path}' was trained with sparsity=3.0, the model is adapted with "
+        "sparsity=4.0."
+    )
+    assert_refused(model, path, message)
+
+
+def with_keras_lora(layer):
+    layer.enable_lora(2)
+
+
+def constrained(layer):
+    layer.kernel_constraint = keras.constraints.UnitNorm()
+
+
+def quantized(layer):
+    layer.quantize("float8")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (with_keras_lora, "Layer 'hidden_2' has Keras's LoRA enabled."),
+        (constrained, "Layer 'hidden_2' has a `kernel_constraint`, which"),
+        (quantized, "Layer 'hidden_2' is quantized as 'float8', which"),
+    ],
+)
+def test_a_layer_that_cannot_be_adapted_is_refused(change, message, path):
+    kr.save_adapter(adapted("mlp"), path)
+    model = EXAMPLES["mlp"].build()
+    change(model.get_layer("hidden_2"))
+    assert_refused(model, path, message)
+
+
 def test_more_adapted_layers_than_the_file_has(path):
     kr.save_adapter(adapted("mlp", targets="hidden_1"), path)
     message = "layer 'head' is adapted in the model only."
@@ -556,3 +630,13 @@ def test_a_trained_head_of_other_classes(path):
     with pytest.raises(ValueError, match=re.escape(message)):
         kr.load_adapter(other, path)
     assert (structure_of(other), values_of(other)) == before
+
+
+def test_the_model_that_is_adapted_is_the_one_to_load_into(path):
+    inputs = keras.Input((8,))
+    backbone = keras.Model(inputs, keras.layers.Dense(8, name="q")(inputs))
+    task = keras.Sequential([backbone, keras.layers.Dense(2)])
+    kr.enable_randlora(backbone, rank=2, targets="q")
+    kr.save_adapter(backbone, path)
+    with pytest.raises(ValueError, match="was called on another model that holds it"):
+        kr.load_adapter(task, path)

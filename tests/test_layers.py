@@ -8,11 +8,12 @@ import keras
 import numpy as np
 import pytest
 import reference
-from backend import as_numpy, assert_close, evaluate, value_and_gradients
+from backend import BACKEND, as_numpy, assert_close, evaluate, value_and_gradients
 from einsum_equations import BATCHED_EQUATIONS, EQUATIONS
 from keras import ops
 from keras.src import testing
 
+import keras_randlora as kr
 from keras_randlora.bank import BasisBank
 from keras_randlora.layers import RandLoRADense, RandLoRAEinsumDense
 
@@ -586,6 +587,47 @@ def test_save_load_save_is_bit_identical(tmp_path, policy, shared):
     assert h5_arrays(tmp_path / "second.weights.h5") == first
 
 
+@pytest.mark.parametrize("policy", ["float32", "bfloat16"])
+def test_a_weights_file_is_at_most_twice_the_plain_one(tmp_path, policy):
+    inputs = keras.Input((256,))
+    layer = RandLoRADense(256, rank=32, dtype=policy, name="d")
+    model = keras.Model(inputs, layer(inputs))
+    rng = np.random.default_rng(0)
+    layer.randlora.lambda_.assign(rng.standard_normal((32, 8)))
+    update, kernel = (
+        as_numpy(array).astype("float32")
+        for array in (layer.randlora.update(), layer.kernel)
+    )
+    scale = update.std() / kernel.std()
+    for size, whole in ((1e-3, False), (16.0, True)):
+        layer.randlora.lambda_.assign(size / scale * rng.standard_normal((32, 8)))
+        before = values_of(model)
+        path = tmp_path / f"{size}.weights.h5"
+        model.save_weights(path)
+        arrays = h5_arrays(path)
+        assert any(name.endswith("base_kernel") for name in arrays) is whole
+        assert any(name.endswith("base_index") for name in arrays) is not whole
+        spoil(model)
+        model.load_weights(path)
+        assert values_of(model) == before
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has no float64 by default")
+def test_kernels_in_float64_keep_their_precision(tmp_path):
+    inputs = keras.Input((6,), dtype="float64")
+    dense = keras.layers.Dense(4, dtype="float64", name="d")
+    model = keras.Model(inputs, dense(inputs))
+    kernel = 1 + 1e-12 * np.arange(24.0).reshape(6, 4)
+    dense.kernel.assign(kernel)
+    kr.enable_randlora(model, rank=2, targets="d")
+    model.save_weights(tmp_path / "a.weights.h5")
+    dense.kernel.assign(np.zeros((6, 4)))
+    model.load_weights(tmp_path / "a.weights.h5")
+    np.testing.assert_array_equal(as_numpy(dense.kernel), kernel)
+    kr.merge_randlora(model)
+    np.testing.assert_array_equal(as_numpy(dense.kernel), kernel)
+
+
 REBUILT = {
     "clone_model": keras.models.clone_model,
     "to_json": lambda model: keras.models.model_from_json(model.to_json()),
@@ -607,18 +649,24 @@ def test_a_layers_name_tells_that_it_is_adapted():
     assert repr(layer).startswith("<RandLoRADense name=dense_of_a_list")
 
 
+# What the saved weights were trained with, what the other layer has, the message.
 OTHERS = {
-    "seed": ({"seed": 1}, "seed=0; the layer has seed=1"),
-    "alpha": ({"alpha": 3.0}, "alpha=40.0; the layer has alpha=3.0"),
-    "rank": ({"rank": 3}, "rank=2, num_bases=3, .*; the layer has rank=3, num_bases=2"),
-    "basis": ({"basis": "binary"}, "'sparse', .*; the layer has basis='binary'"),
+    "seed": ({}, {"seed": 1}, "seed=0; the layer has seed=1"),
+    "alpha": ({}, {"alpha": 3.0}, "alpha=40.0; the layer has alpha=3.0"),
+    "rank": ({}, {"rank": 3}, "rank=2, num_bases=3, .*; the layer has rank=3, num_bas"),
+    "basis": ({}, {"basis": "binary"}, "'sparse', .*; the layer has basis='binary'"),
+    "sparsity": (
+        {"basis": "ternary", "sparsity": 3},
+        {"basis": "ternary", "sparsity": 4},
+        "sparsity=3.0; the layer has sparsity=4.0",
+    ),
 }
 
 
 @pytest.mark.parametrize("option", OTHERS)
 def test_a_weights_file_of_other_bases_or_scale_is_refused(tmp_path, option):
-    options, match = OTHERS[option]
-    functional_model().save_weights(tmp_path / "m.weights.h5")
+    trained, options, match = OTHERS[option]
+    functional_model(**trained).save_weights(tmp_path / "m.weights.h5")
     with pytest.raises(ValueError, match=f"'first' were trained with .*{match}"):
         functional_model(**options).load_weights(tmp_path / "m.weights.h5")
 

@@ -28,6 +28,12 @@ def test_the_plane_goes_through_the_models():
     np.testing.assert_allclose(plane.y, np.linspace(-1, 6, 5))
 
 
+def test_the_plane_reaches_beyond_the_models_by_default():
+    plane = analysis.loss_plane(CORNERS, squares)
+    np.testing.assert_allclose(plane.x, np.linspace(-0.9, 3.9, 15), atol=1e-12)
+    np.testing.assert_allclose(plane.y, np.linspace(-1.5, 6.5, 15), atol=1e-12)
+
+
 def test_every_point_has_its_loss():
     plane = analysis.loss_plane(CORNERS, squares, resolution=4)
     # The first axis is the second weight, the other one the third.
@@ -48,6 +54,22 @@ def test_the_loss_of_a_model():
     assert loss(weights) == pytest.approx(expected, rel=1e-5)
 
 
+def test_options_of_the_evaluation_count():
+    model, inputs = EXAMPLES["mlp"].build(), EXAMPLES["mlp"].inputs()
+    model.compile(loss="mse")
+    size = len(inputs)
+    loss = analysis.loss_of(
+        model,
+        inputs,
+        np.zeros((size, 3), "float32"),
+        sample_weight=np.eye(1, size, dtype="float32")[0],  # the first example only
+        batch_size=size,
+    )
+    first = model.predict(inputs, verbose=0)[0]
+    expected = np.mean(np.square(first)) / size
+    assert loss(model.get_weights()) == pytest.approx(expected, rel=1e-5)
+
+
 def test_what_spans_no_plane_is_refused():
     with pytest.raises(ValueError, match="three models. Received: 2"):
         analysis.loss_plane({k: CORNERS[k] for k in "ab"}, squares)
@@ -60,3 +82,6 @@ def test_what_spans_no_plane_is_refused():
         analysis.loss_plane({**CORNERS, "c": middle}, squares)
     with pytest.raises(ValueError, match="Received: resolution=1"):
         analysis.loss_plane(CORNERS, squares, resolution=1)
+    for margin in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"margin={margin}"):
+            analysis.loss_plane(CORNERS, squares, margin=margin)

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import sys
+from pathlib import Path
 
 import keras
 import ml_dtypes
@@ -202,6 +204,19 @@ def test_load_takes_the_options(tmp_path):
     assert (config.basis, config.num_bases) == ("given", None)
     assert config.targets == ("hidden_1", "hidden_2")
     assert [layer.path for layer in report.layers] == ["hidden_1", "hidden_2"]
+
+
+def test_load_takes_pefts_defaults_for_missing_options(tmp_path):
+    folder = mlp_folder(tmp_path)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for name in ("randlora_alpha", "randlora_dropout", "bias", "modules_to_save"):
+        del config[name]
+    path.write_text(json.dumps(config))
+    model = models.mlp()
+    kr.peft.load(model, folder, name_map=MLP_NAMES)
+    taken = kr.adapt.adapted_state(model).config
+    assert (taken.alpha, taken.dropout, taken.train_bias) == (640.0, 0.0, "none")
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
@@ -427,6 +442,26 @@ def test_a_save_that_fails_leaves_the_former_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(peft_folder, "serialize", full)
     with pytest.raises(OSError, match="No space left"):
+        kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES, overwrite=True)
+    assert (tmp_path / "adapter" / WEIGHTS).read_bytes() == former
+    assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_rename_that_fails_brings_the_former_folder_back(tmp_path, monkeypatch):
+    model = models.mlp()
+    kr.enable_randlora(model, rank=RANK, targets="hidden_1")
+    kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES)
+    former = (tmp_path / "adapter" / WEIGHTS).read_bytes()
+    randomize(model)
+    rename = os.rename
+
+    def locked(source, target):
+        if Path(source).name == "written":
+            raise PermissionError("in use")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", locked)
+    with pytest.raises(PermissionError, match="in use"):
         kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES, overwrite=True)
     assert (tmp_path / "adapter" / WEIGHTS).read_bytes() == former
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
@@ -810,6 +845,21 @@ def test_adapter_file_holds_given_bases_once(tmp_path, given):
     kr.peft.save(other, tmp_path / "again", name_map=MLP_NAMES)
     expected = load_file(tmp_path / "mlp" / WEIGHTS)
     assert_same_state(read(tmp_path / "again"), expected)
+
+
+def test_adapter_file_loads_again_into_bases_in_half_precision(tmp_path, given):
+    kr.save_adapter(given, tmp_path / "x.safetensors")
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        other = models.EXAMPLES["mlp"].build()
+    finally:
+        keras.config.set_dtype_policy(policy)
+    kr.load_adapter(other, tmp_path / "x.safetensors")
+    expected = outputs(other)
+    randomize(other)
+    kr.load_adapter(other, tmp_path / "x.safetensors")
+    assert np.array_equal(outputs(other), expected)
 
 
 def test_adapter_file_loads_again_into_the_same_bases_only(tmp_path, given):

@@ -1,5 +1,6 @@
 """The planner against what live models hold and what their steps allocate."""
 
+import contextlib
 import json
 import math
 import re
@@ -32,6 +33,16 @@ def bytes_of(variables):
     return sum(math.prod(v.shape) * ITEM_SIZES[v.dtype] for v in variables)
 
 
+@contextlib.contextmanager
+def default_policy(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 OPTIONS = {
     "defaults": {},
     "rank 1": dict(rank=1),
@@ -48,11 +59,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("example, name", dict.fromkeys(CASES))
-def test_what_is_held_is_exact(example, name):
-    example = EXAMPLES[example]
-    options = {"rank": 3, "targets": example.targets, **OPTIONS[name]}
-    model = example.build()
+def assert_exact(model, options):
+    """Assert that a plan holds what the model then holds, byte by byte."""
     base = bytes_of(model.weights)
     before = structure_of(model), values_of(model)
     planned = kr.plan(model, **options)
@@ -69,6 +77,22 @@ def test_what_is_held_is_exact(example, name):
     assert planned.gradients == bytes_of(model.trainable_variables)
     assert planned.optimizer == bytes_of(v for v in optimizer.variables if len(v.shape))
     assert (planned.trainable, planned.parameters) == (report.trainable, report.total)
+
+
+@pytest.mark.parametrize("example, name", dict.fromkeys(CASES))
+def test_what_is_held_is_exact(example, name):
+    example = EXAMPLES[example]
+    options = {"rank": 3, "targets": example.targets, **OPTIONS[name]}
+    assert_exact(example.build(), options)
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "mixed_bfloat16"])
+def test_what_is_held_in_half_precision_is_exact(policy):
+    with default_policy(policy):
+        model = EXAMPLES["mlp"].build()
+    hidden = ["hidden_1", "hidden_2"]
+    options = dict(rank=3, targets=hidden, also_train="head", train_bias="adapted")
+    assert_exact(model, options)
 
 
 def tiny_llama(dtype="float32", **sizes):
@@ -174,14 +198,10 @@ def quantizable():
 )
 @pytest.mark.filterwarnings("ignore:.*quantize")
 def test_quantized_weights_are_exact(build, mode, policy):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
+    with default_policy(policy):
         model = build() if build is quantizable else build(policy, hidden_dim=320)
         planned = kr.plan(model, 3, targets="all-linear", quantization=mode)
         model.quantize(mode)
-    finally:
-        keras.config.set_dtype_policy(before)
     assert planned.weights == bytes_of(model.weights)
 
 
@@ -274,6 +294,13 @@ def test_the_table():
     total = f"{planned.total / 1e9:.3f} GB"
     assert re.search(rf"^total +{re.escape(total)}$", table, re.MULTILINE)
     assert table.endswith(f"{planned.trainable} of 143 parameters trained.")
+
+
+def test_the_table_of_a_notebook():
+    page = kr.plan(mlp(), 2, targets="all-linear", batch=500, sequence=1)._repr_html_()
+    assert page.count("<tr>") == 1 + 9  # titles, eight parts and the total
+    assert '<td style="text-align: left">weights</td>' in page
+    assert '<td style="text-align: right">0.000</td>' in page
 
 
 @pytest.mark.parametrize(

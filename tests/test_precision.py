@@ -4,9 +4,11 @@ import keras
 import numpy as np
 import pytest
 from backend import as_numpy
+from keras import ops
 from models import BATCH, EXAMPLES
 
 import keras_randlora as kr
+from keras_randlora.layers import RandLoRADense
 
 POLICIES = ("bfloat16", "mixed_bfloat16", "mixed_float16")
 STEPS = 200
@@ -94,6 +96,43 @@ def test_outputs_are_those_of_float32_up_to_rounding(policy, compute, in_policy)
     step = 2.0**-11 if policy == "mixed_float16" else 2.0**-8
     error = np.max(np.abs(rounded - exact))
     assert 0 < error < 8 * step * scale
+
+
+@pytest.mark.parametrize("storage", ["stored", "regenerated"])
+def test_kernel_and_update_are_added_in_float32(storage):
+    """1 + 2**-9 is 1 in bfloat16: rounded before the sum, W + M would be zero."""
+    layer = RandLoRADense(
+        3,
+        rank=3,
+        alpha=3,
+        num_bases=1,
+        basis="binary",
+        basis_storage=storage,
+        compute="materialized",
+        use_bias=False,
+        dtype="mixed_bfloat16",
+    )
+    layer.build((None, 3))
+    layer.randlora.lambda_.assign(np.ones((3, 1)))
+    layer.randlora.gamma.assign(np.ones((1, 3)))
+    update = as_numpy(layer.randlora.update())  # small integers, exact in bfloat16
+    assert np.any(update)
+    layer.kernel.assign(-update + 2.0**-9)
+    outputs = as_numpy(layer(np.eye(3, dtype="float32"))).astype("float32")
+    np.testing.assert_array_equal(outputs, np.full((3, 3), 2.0**-9))
+
+
+@pytest.mark.parametrize("leave", [kr.disable_randlora, kr.merge_randlora])
+def test_a_plain_layer_computes_in_half_precision_again(leave, in_policy):
+    model = in_policy("mixed_bfloat16")
+    plain = EXAMPLES["mlp"].build()
+    leave(model)  # the update is zero
+    inputs = ops.cast(EXAMPLES["mlp"].inputs(), "bfloat16")
+    layers = [m.get_layer("hidden_1") for m in (model, plain)]
+    found, expected = (as_numpy(layer(inputs)) for layer in layers)
+    assert found.dtype == expected.dtype == "bfloat16"
+    assert np.array_equal(found, expected)
+    assert layers[0].kernel._autocast
 
 
 def test_overflow_skips_the_step_and_touches_nothing(in_policy):

@@ -19,6 +19,7 @@ from keras import ops
 from keras_randlora.bank import BasisBank
 from keras_randlora.bases import BasisSpec, resolve_sparsity
 from keras_randlora.gradient import with_gradient
+from keras_randlora.layers import RandLoRADense
 from keras_randlora.layouts import DENSE_EQUATION, einsum_layout
 from keras_randlora.product import AdaptedProduct
 from keras_randlora.quantized import FrozenKernel
@@ -382,3 +383,22 @@ def test_torch_inference_needs_no_gradient(way):
     with torch.inference_mode():
         outputs = adapted(way, product, *tensors)
     assert_close(as_numpy(outputs), expected("query")[0], TOLERANCE)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch's own mixed precision")
+@pytest.mark.parametrize("compute", ["materialized", "factored"])
+def test_gradients_under_torch_autocast(compute):
+    import torch
+
+    layer = RandLoRADense(8, rank=2, compute=compute)
+    inputs = np.random.default_rng(0).standard_normal((3, 6)).astype("float32")
+    layer.build(inputs.shape)
+    layer.randlora.lambda_.assign(np.ones(layer.randlora.lambda_.shape))
+    found = []
+    for enabled in (False, True):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            outputs = layer(inputs)
+        (outputs.float() ** 2).sum().backward()
+        found.append(as_numpy(layer.randlora.lambda_.value.grad))
+    assert_close(found[1], found[0], 0.05)

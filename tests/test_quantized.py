@@ -255,7 +255,6 @@ def test_merging_quantizes_the_exact_sum_as_keras_does(name, mode):
 @every_case
 def test_merging_errs_by_half_a_step_dequantized_by_nothing(name, mode):
     x = examples(name)
-    outputs = []
     for dequantize in (False, True):
         model = adapted_model(name, mode)
         layer = model.layers[0]
@@ -272,9 +271,44 @@ def test_merging_errs_by_half_a_step_dequantized_by_nothing(name, mode):
             step = np.max(np.abs(exact)) / levels
             error = np.max(np.abs(found - exact))
             assert 0 < error <= 0.51 * step * (1 if "blocks" not in mode else 2)
-        outputs.append(as_numpy(model(x)))
-    scale = np.max(np.abs(outputs[1]))
-    assert np.max(np.abs(outputs[0] - outputs[1])) < 0.5 * scale
+        # Both multiply by that kernel; one in floating point rounds no inputs.
+        matrix = found.reshape(int(np.prod(LAYERS[name][1])), -1).astype("float64")
+        rounding = None if dequantize else mode
+        expected = expected_outputs(name, rounding, matrix, layer.bias, x)
+        assert_close(as_numpy(model(x)).reshape(expected.shape), expected, TOLERANCE)
+
+
+def test_a_dequantized_layer_has_its_regularizer_and_its_policy_again():
+    layer = keras.layers.Dense(
+        5, kernel_regularizer="l2", dtype="mixed_bfloat16", name="layer"
+    )
+    model = keras.Sequential([keras.Input((8,)), layer])
+    paths = [weight.path for weight in model.weights]
+    layer.quantize("int8")
+    kr.enable_randlora(model, RANK, "layer")
+    kr.merge_randlora(model, dequantize=True)
+    assert layer.dtype_policy.name == "mixed_bfloat16"
+    assert layer.kernel.dtype == "float32" and layer.compute_dtype == "bfloat16"
+    assert len(model.losses) == 1
+    assert [weight.path for weight in model.weights] == paths
+
+
+@pytest.fixture
+def _nothing_frozen():
+    """Undo `_quick_collection` for one test."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("_nothing_frozen")
+def test_all_garbage_is_collected_again_after_a_merge():
+    model = quantized_model("dense", "int8")
+    for dequantize in (False, True):
+        kr.enable_randlora(model, RANK, "layer")
+        assert gc.get_freeze_count() == 0
+        kr.merge_randlora(model, dequantize=dequantize)
+        assert gc.get_freeze_count() == 0
 
 
 def test_a_dequantized_model_is_one_that_was_never_quantized():
@@ -480,6 +514,21 @@ def test_gradients_pass_the_rounding_of_tied_embeddings(mode):
     assert_close(gradient, upstream @ kernel.T, TOLERANCE)
     restore_rounding(layer)
     np.testing.assert_array_equal(as_numpy(logits(x)), before)
+
+
+@pytest.mark.parametrize("leave", [kr.disable_randlora, kr.merge_randlora])
+def test_a_plain_model_rounds_as_it_did(leave):
+    tokens = keras.Input((4,), dtype="int32")
+    embedding = keras.layers.ReversibleEmbedding(11, 6, name="words")
+    x = keras.layers.Dense(6, name="layer")(embedding(tokens))
+    model = keras.Model(tokens, embedding(x, reverse=True))
+    model.quantize("int8")
+    quantizer = embedding.inputs_quantizer
+    assert quantizer is not None
+    kr.enable_randlora(model, RANK, "layer")
+    assert embedding.inputs_quantizer is not quantizer
+    leave(model)
+    assert embedding.inputs_quantizer is quantizer
 
 
 # What is refused

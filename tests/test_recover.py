@@ -10,6 +10,7 @@ import pytest
 from backend import as_numpy
 from keras import layers
 from models import EXAMPLES, compile_model
+from test_peft import MLP_MODULES, MLP_NAMES, peft_arrays, write
 
 import keras_randlora as kr
 
@@ -51,12 +52,15 @@ def test_it_is_adapted_and_saves_the_same_adapter(pair, tmp_path):
     assert list(ours) == list(theirs)
     for key, array in ours.items():
         np.testing.assert_array_equal(array, theirs[key])
-    fresh = MLP.build()
+    tuned, fresh = outputs(model), MLP.build()
     kr.load_adapter(fresh, path)
-    close(outputs(fresh), outputs(model))
-    kr.load_adapter(other, path)
-    kr.load_adapter(model, path)
-    assert np.abs(outputs(MLP.build()) - outputs(model)).max() > 1e-2
+    close(outputs(fresh), tuned)
+    for changed in pair:
+        kr.set_adapter(changed, artefacts.random_adapter(changed, 5))
+        assert np.abs(outputs(changed) - tuned).max() > 1e-2
+    for changed in pair:
+        kr.load_adapter(changed, path)
+        close(outputs(changed), tuned)
 
 
 def test_it_is_merged_disabled_and_adapted_anew(pair):
@@ -171,6 +175,21 @@ def test_layers_that_no_adapter_describes(first, second, message, tmp_path):
         with pytest.raises(ValueError, match=message):
             call(model)
     np.testing.assert_array_equal(outputs(model), before)
+
+
+def test_layers_with_the_given_bases_of_two_folders(tmp_path):
+    donors = []
+    for seed in (0, 1):
+        folder = write(tmp_path / str(seed), peft_arrays(MLP_MODULES, seed=seed))
+        donors.append(MLP.build())
+        kr.peft.load(donors[-1], folder, name_map=MLP_NAMES)
+    first, second = donors[0].get_layer("hidden_1"), donors[1].get_layer("hidden_2")
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, second(first(inputs)))
+    donors.clear()
+    gc.collect()
+    with pytest.raises(ValueError, match="banks of bases"):
+        kr.get_adapter(model)
 
 
 def test_a_model_that_is_not_built():

@@ -7,6 +7,7 @@ from keras import layers
 from models import EXAMPLES, attention, cnn
 
 import keras_randlora as kr
+from keras_randlora.markup import html_table
 
 
 def dense(inputs, outputs, **options):
@@ -108,6 +109,23 @@ def test_one_layer_in_the_table():
         "28.",
         "Adapter file 48 B, stored bases 128 B.",
     ]
+
+
+def test_the_table_of_a_notebook():
+    model = EXAMPLES["mlp"].build()
+    page = kr.enable_randlora(model, 2, "all-linear")._repr_html_()
+    assert page.count("<tr>") == 1 + 3  # titles and layers
+    assert '<td style="text-align: left">hidden_1</td>' in page
+    assert "parameters of λ and γ" in page
+
+
+def test_cells_of_a_notebooks_table():
+    page = html_table(("<x>",), [("<b>",), (1234,), (0.5,)], ["a & b"])
+    assert "<th>&lt;x&gt;</th>" in page
+    assert '<td style="text-align: left">&lt;b&gt;</td>' in page
+    assert '<td style="text-align: right">1,234</td>' in page
+    assert '<td style="text-align: right">0.500</td>' in page
+    assert page.endswith("<p>a &amp; b</p>")
 
 
 def test_the_table_tells_how_the_product_was_taken():

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from backend import assert_close
 from keras import ops
 from models import EXAMPLES
 
@@ -54,6 +55,44 @@ def test_outputs_are_those_of_the_layers():
         seen["head"], ops.convert_to_numpy(model(inputs)), rtol=1e-4, atol=1e-5
     )
     assert "call" not in vars(first)
+
+
+def test_outputs_of_quantized_layers_are_seen():
+    model, inputs = EXAMPLES["mlp"].build(), EXAMPLES["mlp"].inputs()
+    expected = analysis.layer_outputs(model, inputs, LAYERS)
+    layer = model.get_layer("hidden_1")
+    layer.quantize("int8")
+    seen = analysis.layer_outputs(model, inputs, LAYERS)
+    for path in LAYERS:
+        assert_close(seen[path], expected[path], 0.05)
+    kr.enable_randlora(model, 2, "hidden_1")
+    adapted = analysis.layer_outputs(model, inputs, LAYERS)
+    for path in LAYERS:
+        assert_close(adapted[path], seen[path], 1e-5)
+    assert "quantized_call" not in vars(layer)
+
+
+class Pair(keras.layers.Layer):
+    """Returns its input plus one, and its input."""
+
+    def call(self, inputs):
+        return inputs + 1.0, inputs
+
+
+def test_the_first_of_several_outputs_counts():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, Pair(name="pair")(inputs)[0])
+    x = np.arange(6, dtype="float32").reshape(2, 3)
+    seen = analysis.layer_outputs(model, x, ["pair"])
+    np.testing.assert_array_equal(seen["pair"], x + 1)
+
+
+def test_a_layer_that_is_called_twice_is_refused():
+    model = EXAMPLES["shared"].build()
+    message = "'twice' is to be called once by model 'shared'. It was called 2 times."
+    with pytest.raises(ValueError, match=message):
+        analysis.layer_outputs(model, EXAMPLES["shared"].inputs(), ["twice"])
+    assert "call" not in vars(model.get_layer("twice"))
 
 
 def test_only_tokens_of_the_mask_count():

@@ -6,7 +6,7 @@ from backend import BACKEND, assert_close
 
 from keras_randlora.bank import BasisBank
 from keras_randlora.bases import BasisSpec
-from keras_randlora.sparse import SparseBasis, sparse_operations
+from keras_randlora.sparse import SparseBasis, pays, sparse_operations
 from keras_randlora.update import UpdateShape
 
 ROWS, COLUMNS = 90, 60
@@ -36,6 +36,15 @@ def test_bases_of_very_many_zeros_are_multiplied_by_their_entries():
     assert not is_sparse(bank_of(200, storage="regenerated"))
 
 
+def test_compiled_products_are_dense(monkeypatch):
+    import torch
+
+    spec, entries = bank_of(200).spec, torch.zeros((ROWS, COLUMNS), dtype=torch.int8)
+    assert pays(spec, entries)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not pays(spec, entries)
+
+
 @pytest.mark.parametrize("sparsity", [20, 200])
 def test_products_are_those_of_the_matrix(sparsity):
     import torch
@@ -55,15 +64,19 @@ def test_products_are_those_of_the_matrix(sparsity):
 
 
 def test_a_basis_is_analysed_once_for_each_size_and_anew_when_it_changes():
+    import torch
+
     bank = bank_of(200)
     _, first = bank.read(bank.stored(), SHAPE, "float32")
     _, again = bank.read(bank.stored(), SHAPE, "float32")
     assert again is first
     smaller = UpdateShape.of_kernel(COLUMNS, ROWS - 1, rank=6)
     assert bank.read(bank.stored(), smaller, "float32")[1].dense().shape[0] == ROWS - 1
-    bank.basis_b.assign(-bank.draw()[1])
+    other = -bank.draw()[1]
+    bank.basis_b.assign(other)
     _, changed = bank.read(bank.stored(), SHAPE, "float32")
-    assert np.array_equal(changed.dense().numpy(), -bank.draw()[1])
+    assert_close(changed.expand(torch.eye(COLUMNS)).numpy(), other, 0)
+    assert_close(changed.project(torch.eye(ROWS)).numpy(), other.T, 0)
 
 
 def test_a_basis_analysed_in_inference_mode_serves_training():

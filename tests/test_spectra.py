@@ -31,6 +31,13 @@ def test_an_update_is_what_merging_adds():
         np.testing.assert_allclose(matrix, again[path], rtol=1e-4, atol=1e-4)
 
 
+def test_only_changed_layers_have_an_update():
+    model = EXAMPLES["mlp"].build()
+    before = analysis.kernels(model)
+    model.get_layer("hidden_2").kernel.assign(before["hidden_2"] + 1.0)
+    assert list(analysis.updates(model, before)) == ["hidden_2"]
+
+
 def test_kernels_are_those_that_the_layers_compute_with():
     model, before = trained()
     with_adapters = analysis.kernels(model)

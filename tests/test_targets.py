@@ -11,14 +11,16 @@ from models import (
     Subclassed,
     attention,
     cnn,
+    mlp,
     nested,
     structure_of,
     unbuilt_subclassed,
     values_of,
 )
+from test_diagnostics import tied
 
 import keras_randlora as kr
-from keras_randlora.targets import select, sites
+from keras_randlora.targets import select, select_paths, sites
 
 ATTENTION = ["mixer/query", "mixer/key", "mixer/value", "mixer/attention_output"]
 
@@ -356,6 +358,16 @@ REFUSALS = {
         "`layers` names block 0, but the targets stand in blocks []. Received: "
         "layers=[0].",
     ),
+    "a layer's own number is no block": (
+        mlp,  # of "hidden_1" and "hidden_2"
+        dict(targets="all-linear", layers=[1]),
+        "`layers` names block 1, but the targets stand in blocks []. Received: ",
+    ),
+    "numbered layers are no blocks of an mlp": (
+        mlp,
+        dict(targets="mlp"),
+        "`targets` matches no layer of the model. Received: 'mlp'.",
+    ),
     "basis without a seed": (
         attention,
         dict(basis="given"),
@@ -384,6 +396,14 @@ def test_a_missing_block_is_named(llama):
     with pytest.raises(ValueError, match=re.escape(message)):
         kr.enable_randlora(llama, rank=2, layers=[0, 2])
     assert (structure_of(llama), values_of(llama)) == before
+
+
+def test_paths_of_two_layers_with_one_kernel_are_refused():
+    model = tied(layers.Dense(4, name="in"))
+    paths = [site.path for site in sites(model) if site.linear]
+    assert len(paths) == 2
+    with pytest.raises(ValueError, match="share one kernel"):
+        select_paths(model, paths, [])
 
 
 @pytest.mark.parametrize("thing", [layers.Dense(3), "model.keras", None], ids=str)

@@ -1,0 +1,187 @@
+"""Optimizer files: what is restored, what is refused, and what a refusal leaves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from backend import as_numpy
+from keras.optimizers import Adagrad, Adam, AdamW, LossScaleOptimizer, RMSprop
+from models import EXAMPLES, compile_model
+from safetensors import safe_open
+from safetensors.numpy import save
+
+import keras_randlora as kr
+
+MLP = EXAMPLES["mlp"]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "optimizer.safetensors"
+
+
+def train(model):
+    """Train one step."""
+    inputs = MLP.inputs()
+    model.fit(inputs, np.zeros((len(inputs), 3)), verbose=0)
+
+
+def fitted(optimizer=None, **options):
+    """Return an adapted model after one step; by default of Adam."""
+    model = MLP.build()
+    kr.enable_randlora(model, **{"rank": 2, "targets": "all-linear", **options})
+    model.compile(optimizer or Adam(0.01), "mse", jit_compile=False)
+    train(model)
+    return model
+
+
+def state_of(model):
+    return [as_numpy(variable).tobytes() for variable in model.optimizer.variables]
+
+
+def set_header(path, **fields):
+    """Write a file again with other fields in its header."""
+    with safe_open(path, framework="numpy") as file:
+        ((key, text),) = file.metadata().items()
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    header = json.dumps({**json.loads(text), **fields})
+    path.write_bytes(save(arrays, metadata={key: header}))
+
+
+def test_the_state_of_the_file_replaces_the_other(path):
+    model, other = fitted(), fitted()
+    kr.save_optimizer(model, path)
+    train(other)
+    assert state_of(other) != state_of(model)
+    kr.load_optimizer(other, path)
+    assert state_of(other) == state_of(model)
+
+
+# Loading is refused
+
+
+def nothing(path):
+    """Leave the file as it is."""
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def make_later(path):
+    set_header(path, version=2)
+
+
+def make_adapter(path):
+    kr.save_adapter(fitted(), path)
+
+
+OTHER_VARIABLES = "' belongs to an optimizer of other variables: it holds "
+UNREADABLE = "' cannot be read as optimizer state written by keras_randlora "
+# What happens to the file, what it is loaded into, the error and its message.
+REFUSALS = {
+    "another kind": (
+        nothing,
+        lambda: fitted(AdamW(0.01)),
+        ValueError,
+        "' holds the state of Adam; the model is compiled with AdamW.",
+    ),
+    "other shapes": (nothing, lambda: fitted(rank=3), ValueError, OTHER_VARIABLES),
+    "fewer layers": (
+        nothing,
+        lambda: fitted(exclude="head"),
+        ValueError,
+        OTHER_VARIABLES,
+    ),
+    "a later version": (
+        make_later,
+        fitted,
+        ValueError,
+        rf"{UNREADABLE}\(format version 2\).",
+    ),
+    "cut": (cut, fitted, ValueError, UNREADABLE),
+    "an adapter": (make_adapter, fitted, ValueError, UNREADABLE),
+    "missing": (Path.unlink, fitted, FileNotFoundError, "There is no optimizer file '"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refused_file_leaves_the_state_as_it_was(name, path):
+    spoil, build, error, message = REFUSALS[name]
+    kr.save_optimizer(fitted(), path)
+    spoil(path)
+    model = build()
+    before = state_of(model)
+    with pytest.raises(error, match=message):
+        kr.load_optimizer(model, path)
+    assert state_of(model) == before
+
+
+def test_a_model_that_is_not_compiled_has_nothing_to_load_into(path):
+    kr.save_optimizer(fitted(), path)
+    model = MLP.build()
+    kr.enable_randlora(model, 2, "all-linear")
+    with pytest.raises(ValueError, match=r"has no optimizer. Call `model.compile\("):
+        kr.load_optimizer(model, path)
+
+
+# What a LossScaleOptimizer wraps
+
+
+def scaled(kind):
+    return LossScaleOptimizer(kind(0.01))
+
+
+def test_another_optimizer_below_the_loss_scale_is_refused(path):
+    """The moments of RMSprop and the sums of Adagrad have the same shapes."""
+    kr.save_optimizer(fitted(scaled(RMSprop)), path)
+    model = fitted(scaled(Adagrad))
+    before = state_of(model)
+    message = (
+        r"holds the state of LossScaleOptimizer\(RMSprop\); the model is compiled with "
+        r"LossScaleOptimizer\(Adagrad\)."
+    )
+    with pytest.raises(ValueError, match=message):
+        kr.load_optimizer(model, path)
+    assert state_of(model) == before
+
+
+def test_a_file_of_version_1_0_does_not_tell_what_the_loss_scale_wraps(path):
+    model, other = fitted(scaled(RMSprop)), fitted(scaled(RMSprop))
+    kr.save_optimizer(model, path)
+    set_header(path, optimizer="LossScaleOptimizer")
+    train(other)
+    assert state_of(other) != state_of(model)
+    kr.load_optimizer(other, path)
+    assert state_of(other) == state_of(model)
+
+
+# Saving is refused
+
+
+def test_a_model_without_a_state_writes_nothing(path):
+    model = MLP.build()
+    with pytest.raises(ValueError, match="not adapted"):
+        kr.save_optimizer(model, path)
+    kr.enable_randlora(model, 2, "all-linear")
+    with pytest.raises(ValueError, match="has no optimizer state to save"):
+        kr.save_optimizer(model, path)
+    compile_model(model)
+    with pytest.raises(ValueError, match="has no optimizer state to save"):
+        kr.save_optimizer(model, path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_state_that_is_not_finite_leaves_the_former_file(path, value):
+    model = fitted()
+    kr.save_optimizer(model, path)
+    before = path.read_bytes()
+    moment = model.optimizer.variables[-1]
+    moment.assign(np.full(moment.shape, value))
+    last = len(model.optimizer.variables) - 1
+    message = rf"'{moment.path}' holds values that are not finite \(entry {last}\)"
+    with pytest.raises(ValueError, match=message):
+        kr.save_optimizer(model, path)
+    assert path.read_bytes() == before
