@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from keras_randlora.adapt import (
 from keras_randlora.atomic import write_atomically
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.diagnostics import warn_of_unsaved, warn_of_zero_update
-from keras_randlora.layers import RandLoRALayer
+from keras_randlora.layers import RandLoRALayer, stable_names
 from keras_randlora.quantized import kernel_shape
 from keras_randlora.report import Report, summary
 from keras_randlora.targets import select_paths, sites
@@ -191,7 +192,25 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
                 f"'{path}' holds values that are not finite, first in '{name}'."
             )
     bases = _bases(path, tensors) if header["config"].basis == GIVEN else None
-    return AdapterFile(tensors=tensors, bases=bases, **header)
+    return AdapterFile(tensors=_with_stable_names(tensors), bases=bases, **header)
+
+
+def _with_stable_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename weights without a name, which version 1.0 wrote as Keras had them."""
+
+    def number(key: str) -> int:
+        digits = re.search(r"/variable_(\d+)$", key)
+        return int(digits[1]) if digits else 0
+
+    found: dict[str, np.ndarray] = {}
+    groups: dict[str, list[str]] = {}
+    for key in sorted(tensors, key=number):
+        groups.setdefault(key.rpartition("/")[0], []).append(key)
+    for layer, keys in groups.items():
+        names = stable_names([key.rpartition("/")[2] for key in keys])
+        for key, name in zip(keys, names, strict=True):
+            found[f"{layer}/{name}" if layer else name] = tensors[key]
+    return found
 
 
 def _bases(path: Path, tensors: dict[str, np.ndarray]) -> Bases:

@@ -667,12 +667,19 @@ def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     the same: here the second `scale` of a layer is `scale#2`, and a nameless one is
     `variable`.
     """
-    found: dict[str, keras.Variable] = {}
+    weights = own_weights(layer)
+    names = stable_names([variable.name for variable in weights])
+    return dict(zip(names, weights, strict=True))
+
+
+def stable_names(names: Sequence[str]) -> list[str]:
+    """Return the names of `named_weights` for those that Keras gave."""
+    found: list[str] = []
     taken: dict[str, int] = {}
-    for variable in own_weights(layer):
-        name = "variable" if _NAMELESS.fullmatch(variable.name) else variable.name
+    for name in names:
+        name = "variable" if _NAMELESS.fullmatch(name) else name
         taken[name] = taken.get(name, 0) + 1
-        found[name if taken[name] == 1 else f"{name}#{taken[name]}"] = variable
+        found.append(name if taken[name] == 1 else f"{name}#{taken[name]}")
     return found
 
 

@@ -23,6 +23,7 @@ from models import (
 
 import keras_randlora as kr
 from keras_randlora import bases
+from keras_randlora.files import read_adapter, write_adapter
 from keras_randlora.layers import RandLoRALayer
 
 BACKEND = keras.backend.backend()
@@ -270,6 +271,16 @@ def test_weights_of_the_same_name_and_of_none(tmp_path):
     kr.load_adapter(other, tmp_path / "adapter.safetensors")
     for path, array in kr.get_adapter(other).items():
         np.testing.assert_array_equal(array, state[path])
+    # Version 1.0 wrote the numbers that Keras gave.
+    file = read_adapter(tmp_path / "adapter.safetensors")
+    former = dict(file.tensors)
+    for number, name in ((9, "variable"), (10, "variable#2")):
+        former[f"scales/variable_{number}"] = former.pop(f"scales/{name}")
+    write_adapter(file._replace(tensors=former), tmp_path / "former.safetensors")
+    again = read_adapter(tmp_path / "former.safetensors").tensors
+    assert {path: array.tobytes() for path, array in again.items()} == {
+        path: array.tobytes() for path, array in state.items()
+    }
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
