@@ -28,7 +28,6 @@ from keras_randlora.quantized import FrozenKernel
 from keras_randlora.update import (
     UpdateShape,
     adapter_gradients,
-    gradients_from_update,
     kernel_update,
     scaled_basis_a,
 )
@@ -165,14 +164,14 @@ class AdaptedProduct:
             matrix = None if kernel is None else layout.to_matrix(kernel)
             gradient = layout.output_rows(gradient, len(x.shape))
             x_gradient = gradient @ transpose(_sum(matrix, update))
+            x_gradient = layout.from_rows(x_gradient, x)
+            del update, kernel, matrix  # torch frees what has no name
             rows = layout.rows(frozen.seen(x))
             # The gradient of M, which is the kernel's or its transpose.
             larger, smaller = (gradient, rows) if shape.transposed else (rows, gradient)
-            update_gradient = transpose(larger) @ smaller
-            adapter = gradients_from_update(
-                update_gradient, lambda_, gamma, *bases, scale
-            )
-            x_gradient = layout.from_rows(x_gradient, x)
+            basis_a, basis_b = bases
+            projected = basis_b.project(transpose(larger) @ smaller)
+            adapter = adapter_gradients(projected, lambda_, gamma, basis_a, scale)
             return x_gradient, *adapter, *(None,) * len(others)
 
         product = with_gradient(forward, backward)

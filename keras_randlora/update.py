@@ -128,6 +128,8 @@ def adapter_gradients(
 ) -> AdapterGradients:
     """Turn the gradient of the stacked basis A into those of λ and γ.
 
+    With `G` the gradient of M, that of the stacked basis is `Bᵀ G`.
+
     Args:
         stacked_gradient: Gradient of `scale * scaled_basis_a(…)`, `(r * n, s)`.
         lambda_: λ of shape `(r, n)`, float32.
@@ -143,28 +145,3 @@ def adapter_gradients(
         lambda_=scale * ops.sum(gradient * gamma[None, :, :], axis=2),
         gamma=scale * ops.sum(gradient * lambda_[:, :, None], axis=0),
     )
-
-
-def gradients_from_update(
-    update_gradient: Array,
-    lambda_: Array,
-    gamma: Array,
-    basis_a: Array,
-    basis_b: Basis,
-    scale: float,
-) -> AdapterGradients:
-    """Return the gradients of λ and γ from the gradient of the update M.
-
-    With `G` the gradient of M, `P = Bᵀ G` is one product and both gradients are
-    contractions of `P` with A.
-
-    Args:
-        update_gradient: `G` of shape `(l, s)`, the kernel's, or its transpose.
-        lambda_: λ of shape `(r, n)`, float32.
-        gamma: γ of shape `(n, s)`, float32.
-        basis_a: A of shape `(r, s)`.
-        basis_b: B of shape `(l, n * r)`.
-        scale: The factor of the update.
-    """
-    projected = basis_b.project(update_gradient)
-    return adapter_gradients(projected, lambda_, gamma, basis_a, scale)

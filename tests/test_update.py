@@ -10,7 +10,7 @@ from keras import ops
 from keras_randlora.operators import DenseBasis
 from keras_randlora.update import (
     UpdateShape,
-    gradients_from_update,
+    adapter_gradients,
     kernel_update,
     scaled_basis_a,
 )
@@ -117,6 +117,12 @@ def test_one_entry_of_lambda_pairs_one_column_of_b_with_one_row_of_a():
     shape = UpdateShape(2, 2, rank=2, num_bases=3)
     result = evaluate(lambda *f: kernel_update(shape, *with_basis(f), 1.0), *factors)
     assert result.T.tolist() == [[5 * 30, 5 * 40], [11 * 30, 11 * 40]]
+
+
+def gradients_from_update(update_gradient, lambda_, gamma, basis_a, basis_b, scale):
+    """Return the gradients of λ and γ from that of the update, as a layer does."""
+    projected = basis_b.project(update_gradient)
+    return adapter_gradients(projected, lambda_, gamma, basis_a, scale)
 
 
 @every_case
