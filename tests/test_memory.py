@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from backend import BACKEND
 from keras import layers
+from peaks import step_peak
 
 import keras_randlora as kr
 
@@ -77,3 +78,19 @@ def test_tensorflow_forms_each_update_once_for_each_pass():
     x = tf.ones((TOKENS, SIDE))
     text = step.experimental_get_compiler_ir(x)(stage="optimized_hlo")
     assert text.count(" dot(") >= PRODUCTS
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="counts torch's allocations")
+@pytest.mark.parametrize("sides", [(SIDE, SIDE), (4 * SIDE, SIDE), (SIDE, 4 * SIDE)])
+def test_torch_holds_three_kernels_at_a_time_which_plan_says(sides):
+    inputs = keras.Input(sides[:1], name="x")
+    model = keras.Model({"x": inputs}, layers.Dense(sides[1], name="d")(inputs))
+    options = dict(rank=8, targets="d", compute="materialized")
+    planned = kr.plan(model, batch=TOKENS, sequence=1, **options)
+    kr.enable_randlora(model, **options)
+    x = np.ones((TOKENS, sides[0]), "float32")
+    peak = step_peak(model, {"x": x}, np.zeros(TOKENS, "int32"))
+    kernel = 4 * sides[0] * sides[1]
+    assert kernel < peak < 3.5 * kernel
+    needs = planned.activations + planned.logits + planned.temporaries
+    assert peak == pytest.approx(needs, rel=0.2 if sides[0] == sides[1] else 0.5)
