@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -117,6 +117,12 @@ def _holders(model: keras.Model) -> list[keras.layers.Layer]:
 
 def _models_in_use() -> list[keras.Model]:
     """Return all models that the garbage collector knows and that are made."""
-    objects = gc.get_objects()
-    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, keras.Model)}
-    return [o for o in objects if type(o) in kinds and hasattr(o, "_layers")]
+    kinds = {keras.Model, *_subclasses(keras.Model)}
+    return [o for o in gc.get_objects() if type(o) in kinds and hasattr(o, "_layers")]
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    subclass: type
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
