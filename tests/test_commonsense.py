@@ -342,8 +342,26 @@ def test_tables_have_mean_and_deviation():
         for seed, rate, value in [(0, 1e-3, 0.5), (1, 1e-3, 0.7), (0, 1e-4, 0.25)]
     ]
     lines = tables.tables(records).splitlines()
-    assert "`full, rate 0.001`" in lines[6] and "60.0 ± 14.1" in lines[6]
-    assert "`full, rate 0.0001`" in lines[7] and "25.0" in lines[7]
+    assert "`full, rate 0.0001`" in lines[6] and "25.0" in lines[6]
+    assert "`full, rate 0.001`" in lines[7] and "60.0 ± 14.1" in lines[7]
+
+
+def test_what_is_of_one_rank_stands_together():
+    methods = ["lora-32", "vera-256", "randlora-as-lora-8", "none", "lora-8", "full"]
+    shared = dict.fromkeys(tables.SETTINGS, 4) | {"steps": 5, "seed": 0}
+    records = [
+        {
+            **shared,
+            "method": method,
+            "learning_rate": None if method == "none" else 1e-3,
+            "mean/likelihood": 0.5,
+        }
+        for method in methods
+    ]
+    lines = tables.tables(records).splitlines()[6:]
+    assert [line.split("`")[1] for line in lines] == [
+        *("none", "full", "lora-8", "randlora-as-lora-8", "lora-32", "vera-256")
+    ]
 
 
 # Options.

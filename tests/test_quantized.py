@@ -115,6 +115,15 @@ def multiplied_by(layer, name):
     return outputs.reshape(inputs, -1).astype("float64")
 
 
+def as_matrix(layer, kernel, name):
+    """Return a kernel as a matrix, by the equation of the layer."""
+    features = LAYERS[name][1]
+    inputs = int(np.prod(features))
+    units = np.eye(inputs).reshape(1, inputs, *features)
+    equation = getattr(layer, "equation", "btd,dc->btc")
+    return np.einsum(equation, units, kernel).reshape(inputs, -1)
+
+
 def update_of(layer):
     """Return the update of the kernel as a matrix, by the formula."""
     shape = layer.randlora.shape
@@ -272,7 +281,7 @@ def test_merging_errs_by_half_a_step_dequantized_by_nothing(name, mode):
             error = np.max(np.abs(found - exact))
             assert 0 < error <= 0.51 * step * (1 if "blocks" not in mode else 2)
         # Both multiply by that kernel; one in floating point rounds no inputs.
-        matrix = found.reshape(int(np.prod(LAYERS[name][1])), -1).astype("float64")
+        matrix = as_matrix(layer, found, name)
         rounding = None if dequantize else mode
         expected = expected_outputs(name, rounding, matrix, layer.bias, x)
         assert_close(as_numpy(model(x)).reshape(expected.shape), expected, TOLERANCE)

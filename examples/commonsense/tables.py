@@ -1,6 +1,8 @@
 """Markdown tables of the records: a table for each setting, a line for each method."""
 
+import re
 from collections.abc import Iterable
+from typing import Any
 
 from examples import runs
 from examples.commonsense.questions import TASKS
@@ -19,6 +21,7 @@ def tables(records: list[runs.Record]) -> str:
 
 
 def _tables_of(records: list[runs.Record]) -> str:
+    records = sorted(records, key=_place)
     lines = [{**record, "method": label(record, records)} for record in records]
     parts = []
     for way in ("likelihood", "generated"):
@@ -36,6 +39,13 @@ def _tables_of(records: list[runs.Record]) -> str:
             }
         parts.append(f"By {way}:\n\n{runs.table(lines, 'method', columns)}")
     return "\n\n".join(parts)
+
+
+def _place(record: runs.Record) -> tuple[Any, ...]:
+    """Return where a record belongs: what is of one rank stands together."""
+    method, rate = record["method"], record["learning_rate"] or 0.0
+    rank = re.search(r"-(\d+)", method)
+    return int(rank[1]) if rank else 0, rate > 0, method, rate, record["seed"]
 
 
 def label(record: runs.Record, records: Iterable[runs.Record]) -> str:
