@@ -310,8 +310,10 @@ def replacing(path: Path) -> Iterator[str]:
             for name in names:
                 (written / name).rename(path.parent / name)
         except BaseException:
+            for name in set(names) - {entry.name for entry in written.iterdir()}:
+                (path.parent / name).rename(written / name)
             for entry in former.iterdir():
-                entry.replace(path.parent / entry.name)
+                entry.rename(path.parent / entry.name)
             raise
 
 
