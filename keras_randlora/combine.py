@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -17,11 +17,11 @@ from keras_randlora.adapt import (
     disable_randlora,
     require_plain,
 )
-from keras_randlora.compiled import renew_optimizer
+from keras_randlora.compiled import models_holding, renew_optimizer
 from keras_randlora.files import load_adapter, read_adapter, require_same_base
 from keras_randlora.layers import named_weights
 from keras_randlora.progress import shown
-from keras_randlora.quantized import dense_kernel, write_kernel
+from keras_randlora.quantized import dense_kernel, held_arrays, hold, write_kernel
 from keras_randlora.targets import sites
 
 PathLike = str | os.PathLike[str]
@@ -58,18 +58,15 @@ def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> No
     for path, weight in adapters.items():
         _check_weight(path, weight)
         require_same_base(model, read_adapter(path), path)
-    renew_optimizer(model)
+    linear = [site.layer for site in sites(model) if site.linear]
+    for holder in models_holding(model, linear):
+        renew_optimizer(holder)
     totals: dict[str, Change] = {}
     for path, weight in adapters.items():
         for key, (target, change) in _changes(model, path).items():
             total = totals[key].value if key in totals else 0.0
             totals[key] = Change(target, total + weight * change)
-    for target, change in shown([*totals.values()], "Merging", "variable"):
-        if isinstance(target, keras.Variable):
-            target.assign(ops.cast(_to_float32(target) + change, target.dtype))
-        else:
-            kernel = np.array(ops.convert_to_numpy(dense_kernel(target)))
-            write_kernel(target, kernel + change)
+    _add_all(totals)
 
 
 class Change(NamedTuple):
@@ -78,28 +75,56 @@ class Change(NamedTuple):
     target: keras.Variable | keras.layers.Layer
     value: np.ndarray
 
+    def add(self) -> Callable[[], None]:
+        """Add it; return what takes it back, exactly."""
+        target = self.target
+        if isinstance(target, keras.Variable):
+            before = np.array(ops.convert_to_numpy(target))
+            target.assign(ops.cast(_to_float32(target) + self.value, target.dtype))
+            return lambda: target.assign(before)
+        held = held_arrays(target)
+        kernel = np.array(ops.convert_to_numpy(dense_kernel(target)))
+        write_kernel(target, kernel + self.value)
+        return lambda: hold(target, held)
+
+
+def _add_all(changes: dict[str, Change]) -> None:
+    """Add all changes, which are emptied, or none of them."""
+    taken_back = []
+    try:
+        for key in shown(list(changes), "Merging", "variable"):
+            taken_back.append(changes.pop(key).add())
+    except BaseException:
+        for take_back in taken_back:
+            take_back()
+        raise
+
 
 def _changes(model: keras.Model, path: PathLike) -> dict[str, Change]:
     """Return what an adapter adds to each variable; the model is left as it was."""
     trained = read_adapter(path).tensors
     before = {
-        f"{site.path}/{name}": _to_float32(variable)
+        f"{site.path}/{name}": np.array(ops.convert_to_numpy(variable))
         for site in sites(model)
         for name, variable in named_weights(site.layer).items()
         if f"{site.path}/{name}" in trained
     }
     load_adapter(model, path)
     state = adapted_state(model)
-    changes = {
-        f"{site.path}/kernel": Change(
-            site.layer, _to_float32(site.layer.randlora.update())
-        )
-        for site in shown(state.selection.adapted, f"Reading {path}", "layer")
-    }
-    for key, variable in state.extra.items():
-        changes[key] = Change(variable, _to_float32(variable) - before[key])
-        variable.assign(before[key])
-    disable_randlora(model)
+    try:
+        changes = {
+            f"{site.path}/kernel": Change(
+                site.layer, _to_float32(site.layer.randlora.update())
+            )
+            for site in shown(state.selection.adapted, f"Reading {path}", "layer")
+        }
+        for key, variable in state.extra.items():
+            change = _to_float32(variable) - _to_float32(before[key])
+            changes[key] = Change(variable, change)
+    finally:
+        for key, variable in state.extra.items():
+            variable.assign(before[key])
+        disable_randlora(model)
     return changes
 
 

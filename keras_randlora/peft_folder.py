@@ -92,6 +92,8 @@ def read_folder(path: Path) -> PeftFolder:
             biases[module.removesuffix(_BIAS)] = array
         elif not name.endswith(_GAMMA):
             weights[module] = array
+        elif (lambda_ := name.removesuffix(_GAMMA) + _LAMBDA) not in tensors:
+            raise ValueError(f"'{path}' lacks the tensor '{lambda_}'.")
     if not factors:
         raise ValueError(f"'{path}' adapts no module: it holds no 'randlora_lambda'.")
     return PeftFolder(config, factors, biases, weights, bases)

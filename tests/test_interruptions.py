@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 from keras import layers
-from models import EXAMPLES, values_of
+from models import EXAMPLES, structure_of, values_of
 
 import keras_randlora as kr
+from keras_randlora import combine
 from keras_randlora.adapt import adapted_state, is_adapted
-from keras_randlora.layers import RandLoRALayer
+from keras_randlora.layers import RandLoRAAdapter, RandLoRALayer
 
 EXAMPLE = EXAMPLES["mlp"]
 
@@ -16,10 +17,10 @@ def outputs_of(model):
     return model.predict(EXAMPLE.inputs(), verbose=0)
 
 
-def tuned_mlp():
+def tuned_mlp(targets="all-linear", **options):
     """Return an adapted model that is not its base."""
     model = EXAMPLE.build()
-    kr.enable_randlora(model, rank=2, targets="all-linear")
+    kr.enable_randlora(model, rank=2, targets=targets, **options)
     rng = np.random.default_rng(0)
     kr.set_adapter(
         model,
@@ -31,9 +32,9 @@ def tuned_mlp():
     return model
 
 
-def interrupted(monkeypatch, name, at):
-    """Let a method of adapted layers be interrupted at its `at`-th call."""
-    whole, calls = getattr(RandLoRALayer, name), []
+def interrupted(monkeypatch, owner, name, at):
+    """Let a method of a class be interrupted at its `at`-th call."""
+    whole, calls = getattr(owner, name), []
 
     def method(*args, **kwargs):
         calls.append(1)
@@ -41,7 +42,7 @@ def interrupted(monkeypatch, name, at):
             raise KeyboardInterrupt
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(RandLoRALayer, name, method)
+    monkeypatch.setattr(owner, name, method)
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
@@ -51,7 +52,7 @@ def test_while_adapting(monkeypatch, at):
     before, base = values_of(model), outputs_of(model)
     trained = [weight.path for weight in model.trainable_weights]
     with monkeypatch.context() as patch:
-        interrupted(patch, "attach", at)
+        interrupted(patch, RandLoRALayer, "attach", at)
         with pytest.raises(KeyboardInterrupt):
             kr.enable_randlora(model, rank=2, targets="all-linear", train_bias="all")
     assert values_of(model) == before and not is_adapted(model)
@@ -67,7 +68,7 @@ def test_while_merging(monkeypatch, at, tmp_path):
     model = tuned_mlp()
     tuned = outputs_of(model)
     with monkeypatch.context() as patch:
-        interrupted(patch, "merged_kernel", at)
+        interrupted(patch, RandLoRALayer, "merged_kernel", at)
         with pytest.raises(KeyboardInterrupt):
             kr.merge_randlora(model)
     np.testing.assert_allclose(outputs_of(model), tuned, atol=1e-5)
@@ -86,7 +87,7 @@ def test_while_a_merged_block_begins(monkeypatch, name, at):
     model = tuned_mlp()
     before, tuned = values_of(model), outputs_of(model)
     with monkeypatch.context() as patch:
-        interrupted(patch, name, at)
+        interrupted(patch, RandLoRALayer, name, at)
         with pytest.raises(KeyboardInterrupt), kr.merged(model):
             raise AssertionError("not reached")
     assert values_of(model) == before
@@ -125,3 +126,25 @@ def test_what_is_not_finite_is_not_merged(factor, tmp_path):
         kr.export_merged(model, tmp_path / "merged.keras", "keras")
     assert values_of(model) == before and not list(tmp_path.iterdir())
     kr.disable_randlora(model)
+
+
+@pytest.mark.parametrize(
+    "owner, name, at",
+    [(RandLoRAAdapter, "update", 4), (combine.Change, "add", 3)],
+    ids=["reading the second", "writing the third variable"],
+)
+def test_while_adapters_are_merged(monkeypatch, tmp_path, owner, name, at):
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for seed, path in enumerate(paths):
+        model = tuned_mlp(targets="hidden_*", seed=seed, also_train="head")
+        kr.save_adapter(model, path)
+    plain = EXAMPLE.build()
+    before, base = structure_of(plain), values_of(plain)
+    weights = dict.fromkeys(paths, 0.5)
+    with monkeypatch.context() as patch:
+        interrupted(patch, owner, name, at)
+        with pytest.raises(KeyboardInterrupt):
+            kr.merge_adapters(plain, weights)
+    assert values_of(plain) == base and structure_of(plain) == before
+    kr.merge_adapters(plain, weights)
+    assert values_of(plain) != base

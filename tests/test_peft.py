@@ -144,17 +144,6 @@ def as_matrix(layer, kernel):
     return kernel.reshape(inputs, -1)
 
 
-def randomize(model, seed=5):
-    """Give λ, γ and what is trained beside them random values."""
-    rng = np.random.default_rng(seed)
-    state = {
-        path: rng.standard_normal(array.shape).astype("float32")
-        for path, array in kr.get_adapter(model).items()
-    }
-    kr.set_adapter(model, state)
-    return state
-
-
 def assert_same_state(actual, expected):
     assert sorted(actual) == sorted(expected)
     for path, array in expected.items():
@@ -309,7 +298,7 @@ def test_a_seeded_adapter_comes_back_from_its_folder(tmp_path, basis, storage):
     model = models.EXAMPLES["mlp"].build()
     options = dict(rank=RANK, targets="all-linear", exclude="head")
     kr.enable_randlora(model, **options, basis=basis, basis_storage=storage, seed=3)
-    state = randomize(model)
+    state = models.randomize(model, scale=1.0, seed=5)
     kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES)
     expected = array(model.get_layer("hidden_1").merged_kernel())
     other = models.EXAMPLES["mlp"].build()
@@ -387,7 +376,7 @@ def test_head_and_biases_come_back(tmp_path):
     model = models.EXAMPLES["bert"].build()
     options = dict(rank=RANK, targets=["query", "attention_output"])
     kr.enable_randlora(model, **options, also_train="logits", train_bias="adapted")
-    state = randomize(model)
+    state = models.randomize(model, scale=1.0, seed=5)
     kr.peft.save(model, tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == [".classifier"]
@@ -408,7 +397,7 @@ def test_save_overwrites_only_if_told_to(tmp_path):
     model = models.mlp()
     kr.enable_randlora(model, rank=RANK, targets="hidden_1")
     kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES)
-    state = randomize(model)
+    state = models.randomize(model, scale=1.0, seed=5)
     with pytest.raises(FileExistsError, match="exists. Choose another place, or pass"):
         kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES)
     kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES, overwrite=True)
@@ -435,7 +424,7 @@ def test_a_save_that_fails_leaves_the_former_folder(tmp_path, monkeypatch):
     kr.enable_randlora(model, rank=RANK, targets="hidden_1")
     kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES)
     former = (tmp_path / "adapter" / WEIGHTS).read_bytes()
-    randomize(model)
+    models.randomize(model, scale=1.0, seed=5)
 
     def full(*args, **kwargs):
         raise OSError("No space left on device")
@@ -452,7 +441,7 @@ def test_a_rename_that_fails_brings_the_former_folder_back(tmp_path, monkeypatch
     kr.enable_randlora(model, rank=RANK, targets="hidden_1")
     kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES)
     former = (tmp_path / "adapter" / WEIGHTS).read_bytes()
-    randomize(model)
+    models.randomize(model, scale=1.0, seed=5)
     rename = os.rename
 
     def locked(source, target):
@@ -547,6 +536,10 @@ BAD_ARRAYS = {
     "no γ": (
         lambda arrays: arrays.pop(GAMMA),
         f"lacks the tensor '{GAMMA}'",
+    ),
+    "no λ": (
+        lambda arrays: arrays.pop(LAMBDA),
+        f"lacks the tensor '{LAMBDA}'",
     ),
     "no adapter": (
         lambda arrays: [
@@ -857,7 +850,7 @@ def test_adapter_file_loads_again_into_bases_in_half_precision(tmp_path, given):
         keras.config.set_dtype_policy(policy)
     kr.load_adapter(other, tmp_path / "x.safetensors")
     expected = outputs(other)
-    randomize(other)
+    models.randomize(other, scale=1.0, seed=5)
     kr.load_adapter(other, tmp_path / "x.safetensors")
     assert np.array_equal(outputs(other), expected)
 
@@ -865,7 +858,7 @@ def test_adapter_file_loads_again_into_bases_in_half_precision(tmp_path, given):
 def test_adapter_file_loads_again_into_the_same_bases_only(tmp_path, given):
     kr.save_adapter(given, tmp_path / "x.safetensors")
     expected = outputs(given)
-    randomize(given)
+    models.randomize(given, scale=1.0, seed=5)
     kr.load_adapter(given, tmp_path / "x.safetensors")
     assert np.array_equal(outputs(given), expected)
     other = models.EXAMPLES["mlp"].build()
