@@ -41,13 +41,13 @@ def models_holding(
         layers: Adapted layers, or layers to adapt.
     """
     wanted = {id(layer) for layer in layers}
-    inside = [layer for layer in _holders(model) if isinstance(layer, keras.Model)]
+    inside = [s.layer for s in sites(model) if isinstance(s.layer, keras.Model)]
     others = [
         other
         for other in _models_in_use()
         if wanted & {id(layer) for layer in other._flatten_layers()}
     ]
-    return list({id(m): m for m in [*inside, *others]}.values())
+    return list({id(m): m for m in [model, *inside, *others]}.values())
 
 
 def compiled_functions(models: Sequence[keras.Model]) -> list[CompiledFunction]:
@@ -111,12 +111,8 @@ def _holds_optimizer_state(model: keras.Model) -> bool:
     return bool(model.compiled and optimizer is not None and optimizer.built)
 
 
-def _holders(model: keras.Model) -> list[keras.layers.Layer]:
-    return [model, *(site.layer for site in sites(model))]
-
-
 def _models_in_use() -> list[keras.Model]:
-    """Return all models that the garbage collector knows and that are made."""
+    """Return all models that the garbage collector knows, but for unfinished ones."""
     kinds = {keras.Model, *_subclasses(keras.Model)}
     return [o for o in gc.get_objects() if type(o) in kinds and hasattr(o, "_layers")]
 
