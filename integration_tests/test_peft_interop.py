@@ -103,7 +103,7 @@ def ours(root, tmp_path_factory):
     for name, options in OURS.items():
         model = build(root, name)
         kr.enable_randlora(model, **{"targets": "all-linear", "rank": 7, **options})
-        randomize(model)
+        perturb(model)
         computed[name] = compute(model, root, name)
         kr.peft.save(model, adapters / name)
     run_worker("outputs", root, adapters)
@@ -170,7 +170,7 @@ def test_smollm2_there(smollm2):
 def test_smollm2_and_back(smollm2, tmp_path):
     model = build(smollm2, SMOLLM2)
     report = kr.enable_randlora(model, rank=32, targets="all-linear")
-    randomize(model, lambda_scale=0.002)
+    perturb(model, lambda_scale=0.002)
     folder = tmp_path / "adapters" / SMOLLM2
     kr.peft.save(model, folder)
     run_worker("outputs", smollm2, folder.parent)
@@ -218,8 +218,8 @@ def compute(model, root, name):
     return keras.ops.convert_to_numpy(model(batch, training=False))
 
 
-def randomize(model, lambda_scale=0.2):
-    """Give λ, γ and what is trained beside them random values."""
+def perturb(model, lambda_scale=0.2):
+    """Move λ by `lambda_scale`, and γ and what is trained beside by their own size."""
     rng = np.random.default_rng(3)
     state = kr.get_adapter(model)
     for path, value in state.items():

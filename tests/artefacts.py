@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from models import EXAMPLES
+from models import EXAMPLES, moved_adapter
 
 import keras_randlora as kr
 
@@ -19,17 +19,8 @@ def adapted(name, values=3, **options):
     """Return an adapted model whose λ and γ, drawn from `values`, matter."""
     model = EXAMPLES[name].build()
     kr.enable_randlora(model, **{"rank": 3, "targets": "all-linear", **options})
-    kr.set_adapter(model, random_adapter(model, values))
+    kr.set_adapter(model, moved_adapter(model, values))
     return model
-
-
-def random_adapter(model, seed):
-    """Return values for `set_adapter`, as large as training makes them."""
-    rng = np.random.default_rng(seed)
-    return {
-        key: array + 0.05 * rng.standard_normal(array.shape).astype("float32")
-        for key, array in kr.get_adapter(model).items()
-    }
 
 
 def batches(name):

@@ -1,5 +1,6 @@
-"""What the tests need of a backend: gradients by its own autodiff, and compilers."""
+"""Arrays of any backend: its own autodiff and compilers, and comparisons."""
 
+import h5py
 import keras
 import numpy as np
 from keras import ops
@@ -51,6 +52,32 @@ def assert_close(actual, expected, tolerance):
     assert actual.shape == expected.shape
     error = np.max(np.abs(actual - expected), initial=0.0)
     assert error <= tolerance * np.max(np.abs(expected), initial=0.0)
+
+
+def assert_same_arrays(actual, expected, ordered=True):
+    """Assert that two dictionaries hold the same names, dtypes, shapes and bits.
+
+    The names must come in the same order unless `ordered` is false.
+    """
+    names = list if ordered else sorted
+    assert names(actual) == names(expected)
+    for name, array in expected.items():
+        found = np.asarray(actual[name])
+        assert (found.dtype, found.shape) == (array.dtype, array.shape), name
+        assert found.tobytes() == array.tobytes(), name
+
+
+def h5_arrays(path):
+    """Return all arrays of an HDF5 file by name."""
+    arrays = {}
+
+    def collect(name, item):
+        if isinstance(item, h5py.Dataset):
+            arrays[name] = item[()]
+
+    with h5py.File(path) as file:
+        file.visititems(collect)
+    return arrays
 
 
 def has_no_gradient(gradient):

@@ -4,13 +4,18 @@
 classes with logits as outputs, and every layer that a test selects has a name.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+import reference
+from backend import as_numpy
 from keras import layers, ops
+
+import keras_randlora as kr
 
 BATCH = 4
 LENGTH = 6
@@ -270,12 +275,28 @@ EXAMPLES = {
 }
 
 
-def compile_model(model, learning_rate=0.05, **kwargs):
-    """Compile for classification, as fast to trace as the backend allows."""
+@contextlib.contextmanager
+def default_policy(policy):
+    """Make a dtype policy Keras's default for a while."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def compile_model(model, learning_rate=0.05, optimizer=None, **kwargs):
+    """Compile for classification, as fast to trace as the backend allows.
+
+    The optimizer is Adam unless another one is given.
+    """
     if keras.backend.backend() == "tensorflow":
         kwargs.setdefault("jit_compile", False)
+    if optimizer is None:
+        optimizer = keras.optimizers.Adam(learning_rate)
     model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate),
+        optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         **kwargs,
     )
@@ -310,7 +331,51 @@ def counting():
     return model, counter
 
 
+# Values of adapters
+
+
+def random_adapter(model, scale=0.1, seed=3):
+    """Return normal numbers times `scale` for every entry of the adapter."""
+    rng = np.random.default_rng(seed)
+    return {
+        path: (scale * rng.standard_normal(array.shape)).astype("float32")
+        for path, array in kr.get_adapter(model).items()
+    }
+
+
+def randomize(model, scale=0.1, seed=3):
+    """Give a model its `random_adapter`, and return it."""
+    adapter = random_adapter(model, scale, seed)
+    kr.set_adapter(model, adapter)
+    return adapter
+
+
+def moved_adapter(model, seed):
+    """Return the adapter that a model has, moved as far as training moves it."""
+    rng = np.random.default_rng(seed)
+    return {
+        path: array + 0.05 * rng.standard_normal(array.shape).astype("float32")
+        for path, array in kr.get_adapter(model).items()
+    }
+
+
 # What tests compare
+
+
+def update_by_formula(layer):
+    """Return what an adapted layer adds to its kernel, `(inputs, outputs)`, in float64.
+
+    Only λ, γ, the bases and `alpha` are the layer's; the loops are of `reference`.
+    """
+    adapter, options = layer.randlora, layer.options
+    bases = adapter.bank.bases(adapter.shape, "float32")
+    factors = map(as_numpy, (adapter.lambda_, adapter.gamma, *bases))
+    return reference.kernel_update(
+        adapter.shape.inputs,
+        adapter.shape.outputs,
+        reference.Factors(*factors),
+        options.alpha / options.rank,
+    )
 
 
 def layers_of(model):

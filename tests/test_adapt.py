@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import reference
+from backend import assert_same_arrays
 from keras import layers, ops
 from models import (
     EXAMPLES,
@@ -17,6 +18,7 @@ from models import (
     layers_of,
     mlp,
     nested,
+    randomize,
     structure_of,
     values_of,
 )
@@ -45,17 +47,6 @@ def changes(variables, before):
     """Return the keys of the variables whose bits differ from `before`."""
     now = read(variables)
     return [key for key in before if now[key].tobytes() != before[key].tobytes()]
-
-
-def randomize(model, seed=3):
-    """Set λ and γ to random numbers and return the adapter."""
-    rng = np.random.default_rng(seed)
-    state = {
-        path: (0.1 * rng.standard_normal(array.shape)).astype("float32")
-        for path, array in kr.get_adapter(model).items()
-    }
-    kr.set_adapter(model, state)
-    return state
 
 
 def adapted_mlp(**options):
@@ -269,8 +260,7 @@ def test_weights_of_the_same_name_and_of_none(tmp_path):
     kr.save_adapter(model, tmp_path / "adapter.safetensors")
     other = scaled()
     kr.load_adapter(other, tmp_path / "adapter.safetensors")
-    for path, array in kr.get_adapter(other).items():
-        np.testing.assert_array_equal(array, state[path])
+    assert_same_arrays(kr.get_adapter(other), state)
     # Version 1.0 wrote the numbers that Keras gave.
     file = read_adapter(tmp_path / "adapter.safetensors")
     former = dict(file.tensors)
@@ -278,9 +268,7 @@ def test_weights_of_the_same_name_and_of_none(tmp_path):
         former[f"scales/variable_{number}"] = former.pop(f"scales/{name}")
     write_adapter(file._replace(tensors=former), tmp_path / "former.safetensors")
     again = read_adapter(tmp_path / "former.safetensors").tensors
-    assert {path: array.tobytes() for path, array in again.items()} == {
-        path: array.tobytes() for path, array in state.items()
-    }
+    assert_same_arrays(again, state, ordered=False)
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")

@@ -4,8 +4,15 @@ import artefacts
 import keras
 import numpy as np
 import pytest
-from models import EXAMPLES, compile_model, counting, structure_of, values_of
-from reference import Factors, kernel_update
+from models import (
+    EXAMPLES,
+    compile_model,
+    counting,
+    moved_adapter,
+    structure_of,
+    update_by_formula,
+    values_of,
+)
 
 import keras_randlora as kr
 
@@ -36,19 +43,7 @@ def changes_of(model):
     changes = {}
     for layer in model.layers[1:]:
         if isinstance(layer, kr.RandLoRADense):
-            shape = layer.randlora.shape
-            basis_a, basis_b = map(as_float64, layer.bank.bases(shape, "float32"))
-            factors = Factors(
-                as_float64(layer.randlora.lambda_),
-                as_float64(layer.randlora.gamma),
-                basis_a[:, : shape.smaller],
-                basis_b[: shape.larger, : shape.rank * shape.num_bases],
-            )
-            alpha = layer.options.alpha or 20 * layer.options.rank
-            change = kernel_update(
-                shape.inputs, shape.outputs, factors, alpha / shape.rank
-            )
-            changes[f"{layer.path}/kernel"] = change
+            changes[f"{layer.path}/kernel"] = update_by_formula(layer)
     for path, value in base.items():
         if path.startswith("head/") and "head/kernel" in kr.get_adapter(model):
             trained = {w.path: w for w in model.weights}[path]
@@ -158,7 +153,7 @@ def test_an_adapted_model_is_refused(files):
 def test_switching_between_two_adapters_needs_no_retrace():
     model, counter = counting()
     kr.enable_randlora(model, rank=2, targets="hidden")
-    adapters = [artefacts.random_adapter(model, seed) for seed in (1, 2)]
+    adapters = [moved_adapter(model, seed) for seed in (1, 2)]
     inputs = EXAMPLES["mlp"].inputs()
     outputs = []
     for adapter in adapters:

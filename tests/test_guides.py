@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_presets
 from keras import ops
+from models import moved_adapter
 from safetensors.numpy import load_file
 
 import keras_randlora as kr
@@ -91,7 +92,7 @@ def test_quantized(run):
 def test_from_peft(run):
     trained = tiny_presets.tiny_llama()
     kr.enable_randlora(trained, rank=3, targets="attention", basis="kronecker")
-    kr.set_adapter(trained, artefacts.random_adapter(trained, 0))
+    kr.set_adapter(trained, moved_adapter(trained, 0))
     kr.peft.save(trained, "peft-adapter")
     names = run("from_peft")
     np.testing.assert_allclose(logits(names["model"]), logits(trained), atol=1e-5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from keras import layers
-from models import EXAMPLES, structure_of, values_of
+from models import EXAMPLES, randomize, structure_of, values_of
 
 import keras_randlora as kr
 from keras_randlora import combine
@@ -21,14 +21,7 @@ def tuned_mlp(targets="all-linear", **options):
     """Return an adapted model that is not its base."""
     model = EXAMPLE.build()
     kr.enable_randlora(model, rank=2, targets=targets, **options)
-    rng = np.random.default_rng(0)
-    kr.set_adapter(
-        model,
-        {
-            path: (0.1 * rng.standard_normal(array.shape)).astype("float32")
-            for path, array in kr.get_adapter(model).items()
-        },
-    )
+    randomize(model, seed=0)
     return model
 
 

@@ -3,15 +3,23 @@
 import json
 import re
 
-import h5py
 import keras
 import numpy as np
 import pytest
 import reference
-from backend import BACKEND, as_numpy, assert_close, evaluate, value_and_gradients
+from backend import (
+    BACKEND,
+    as_numpy,
+    assert_close,
+    assert_same_arrays,
+    evaluate,
+    h5_arrays,
+    value_and_gradients,
+)
 from einsum_equations import BATCHED_EQUATIONS, EQUATIONS
 from keras import ops
 from keras.src import testing
+from models import update_by_formula
 
 import keras_randlora as kr
 from keras_randlora.bank import BasisBank
@@ -27,7 +35,7 @@ def entries(shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype("float32")
 
 
-def randomize(layer, seed=1):
+def randomize_layer(layer, seed=1):
     """Give λ, γ and the bias random values; the update becomes as large as W."""
     adapter = layer.randlora
     adapter.lambda_.assign(0.1 * entries(adapter.lambda_.shape, seed))
@@ -41,7 +49,7 @@ def dense(units=5, width=8, randomized=True, **kwargs):
     """Return a built `RandLoRADense` of rank 2."""
     layer = RandLoRADense(units, rank=2, **kwargs)
     layer.build((None, width))
-    return randomize(layer) if randomized else layer
+    return randomize_layer(layer) if randomized else layer
 
 
 def plain_twin(layer, input_shape):
@@ -56,17 +64,8 @@ def plain_twin(layer, input_shape):
 
 def merged_by_reference(layer):
     """Return the kernel plus the update that the loops of the reference give."""
-    adapter = layer.randlora
-    shape = adapter.shape
-    bases = adapter.bank.bases(shape, "float32")
-    factors = [adapter.lambda_, adapter.gamma, *bases]
-    delta = reference.kernel_update(
-        shape.inputs,
-        shape.outputs,
-        reference.Factors(*(as_numpy(factor) for factor in factors)),
-        layer.options.alpha / layer.options.rank,
-    )
     layout = layer.kernel_layout()
+    delta = update_by_formula(layer)
     delta = reference.to_kernel(delta, layout.equation, layout.kernel_shape)
     return as_numpy(layer.kernel).astype("float64") + delta
 
@@ -188,7 +187,7 @@ def test_the_number_of_inputs_may_be_unknown():
     outputs = layer(inputs)
     assert outputs.shape == (None, None, 2, 3)
     model = keras.Model(inputs, outputs)
-    randomize(layer)
+    randomize_layer(layer)
     for shape in ((2, 3, 5), (1, 4, 5)):
         x = entries(shape)
         expected = np.einsum("btd,ndh->btnh", x, merged_by_reference(layer))
@@ -225,7 +224,7 @@ def test_every_equation_in_use(number, case):
     x = entries(case.input_shape)
     assert np.array_equal(as_numpy(layer(x)), as_numpy(plain(x)))
 
-    randomize(layer)
+    randomize_layer(layer)
     outputs, x_gradient, gradients = call_and_gradients(layer, x)
     expected = np.einsum(case.equation, x, merged_by_reference(layer))
     if layer.bias is not None:
@@ -520,7 +519,7 @@ def functional_model(bank=None, **options):
     )(x)
     model = keras.Model(inputs, outputs)
     for seed, name in enumerate(["first", "second"]):
-        randomize(model.get_layer(name), seed=10 * seed)
+        randomize_layer(model.get_layer(name), seed=10 * seed)
     return model
 
 
@@ -532,23 +531,10 @@ def values_of(model):
     return {v.path: as_numpy(v).tobytes() for v in model.variables}
 
 
-def h5_arrays(path):
-    """Return all arrays of an HDF5 file by name, as bytes."""
-    arrays = {}
-    with h5py.File(path) as file:
-
-        def collect(name, item):
-            if isinstance(item, h5py.Dataset):
-                arrays[name] = item[()].tobytes()
-
-        file.visititems(collect)
-    return arrays
-
-
 def spoil(model):
     """Change every weight that a file holds."""
     for layer in model.layers[1:]:
-        randomize(layer, seed=77)
+        randomize_layer(layer, seed=77)
         layer.kernel.assign(entries(layer.kernel.shape, seed=78))
 
 
@@ -584,7 +570,7 @@ def test_save_load_save_is_bit_identical(tmp_path, policy, shared):
     model.save_weights(tmp_path / "second.weights.h5")
     first = h5_arrays(tmp_path / "first.weights.h5")
     assert len(first) > 8
-    assert h5_arrays(tmp_path / "second.weights.h5") == first
+    assert_same_arrays(h5_arrays(tmp_path / "second.weights.h5"), first)
 
 
 @pytest.mark.parametrize("policy", ["float32", "bfloat16"])
@@ -689,7 +675,7 @@ def test_a_plain_checkpoint_resets_the_update(tmp_path, dropout):
     plain.held.bias.assign(entries((5,)))
     plain.save_weights(tmp_path / "plain.weights.h5")
     adapted = Holder(RandLoRADense(5, rank=2, dropout=dropout))
-    layer = randomize(adapted.held)
+    layer = randomize_layer(adapted.held)
     adapted.load_weights(tmp_path / "plain.weights.h5")
     assert np.array_equal(as_numpy(layer.randlora.lambda_), np.zeros((2, 3)))
     assert np.array_equal(
@@ -701,7 +687,7 @@ def test_a_plain_checkpoint_resets_the_update(tmp_path, dropout):
 
 def test_a_plain_model_reads_the_merged_kernel(tmp_path):
     adapted = Holder(RandLoRADense(5, rank=2))
-    layer = randomize(adapted.held)
+    layer = randomize_layer(adapted.held)
     adapted.save_weights(tmp_path / "adapted.weights.h5")
     plain = Holder(keras.layers.Dense(5))
     plain.load_weights(tmp_path / "adapted.weights.h5")

@@ -1,6 +1,5 @@
 """The planner against what live models hold and what their steps allocate."""
 
-import contextlib
 import json
 import math
 import re
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from backend import BACKEND
 from keras import layers
-from models import EXAMPLES, LLAMA, mlp, structure_of, values_of
+from models import EXAMPLES, LLAMA, default_policy, mlp, structure_of, values_of
 from peaks import next_token_batch, step_peak
 
 import keras_randlora as kr
@@ -31,16 +30,6 @@ LLAMA_3_8B = dict(
 
 def bytes_of(variables):
     return sum(math.prod(v.shape) * ITEM_SIZES[v.dtype] for v in variables)
-
-
-@contextlib.contextmanager
-def default_policy(policy):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 OPTIONS = {

@@ -1,11 +1,13 @@
 """Half precision: what stays float32, what training reaches, what overflow does."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
 from backend import as_numpy
 from keras import ops
-from models import BATCH, EXAMPLES
+from models import BATCH, EXAMPLES, compile_model, default_policy
 
 import keras_randlora as kr
 from keras_randlora.layers import RandLoRADense
@@ -17,27 +19,16 @@ LEARNING_RATE = 1e-3
 
 @pytest.fixture
 def in_policy():
-    """Return a function that builds an adapted model in a dtype policy."""
-    before = keras.config.dtype_policy()
+    """Return a function that builds an adapted model in a policy, and leaves it set."""
+    with contextlib.ExitStack() as policies:
 
-    def build(policy, **options):
-        keras.config.set_dtype_policy(policy)
-        model = EXAMPLES["mlp"].build()
-        kr.enable_randlora(model, rank=2, targets="all-linear", **options)
-        return model
+        def build(policy, **options):
+            policies.enter_context(default_policy(policy))
+            model = EXAMPLES["mlp"].build()
+            kr.enable_randlora(model, rank=2, targets="all-linear", **options)
+            return model
 
-    yield build
-    keras.config.set_dtype_policy(before)
-
-
-def compile_with(optimizer, model):
-    """Compile for classification, as fast to trace as the backend allows."""
-    options = {"jit_compile": False} if keras.backend.backend() == "tensorflow" else {}
-    model.compile(
-        optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        **options,
-    )
+        yield build
 
 
 def frozen_values(model):
@@ -53,7 +44,7 @@ def adapter_bits(model):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_adapters_and_their_moments_are_float32(policy, in_policy):
     model = in_policy(policy)
-    compile_with(keras.optimizers.AdamW(LEARNING_RATE), model)
+    compile_model(model, optimizer=keras.optimizers.AdamW(LEARNING_RATE))
     model.train_on_batch(EXAMPLES["mlp"].inputs(), EXAMPLES["mlp"].labels())
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     moments = [*optimizer._momentums, *optimizer._velocities]
@@ -70,7 +61,7 @@ def test_training_goes_as_far_as_in_float32(in_policy):
     final = {}
     for policy in ("float32", *POLICIES):
         model = in_policy(policy)
-        compile_with(keras.optimizers.AdamW(LEARNING_RATE), model)
+        compile_model(model, optimizer=keras.optimizers.AdamW(LEARNING_RATE))
         batch = example.inputs(), example.labels()
         losses = [float(model.train_on_batch(*batch)) for _ in range(STEPS)]
         assert np.all(np.isfinite(losses))
@@ -139,7 +130,7 @@ def test_overflow_skips_the_step_and_touches_nothing(in_policy):
     """`compile` puts a LossScaleOptimizer around the optimizer in mixed_float16."""
     example = EXAMPLES["mlp"]
     model = in_policy("mixed_float16")
-    compile_with(keras.optimizers.AdamW(LEARNING_RATE), model)
+    compile_model(model, optimizer=keras.optimizers.AdamW(LEARNING_RATE))
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     inputs, labels = example.inputs(), example.labels()
     model.train_on_batch(inputs, labels)
@@ -158,7 +149,7 @@ def test_gradients_that_are_not_numbers_leave_bases_and_kernels_alone(
 ):
     example = EXAMPLES["mlp"]
     model = in_policy(policy)
-    compile_with(keras.optimizers.AdamW(LEARNING_RATE), model)
+    compile_model(model, optimizer=keras.optimizers.AdamW(LEARNING_RATE))
     good = example.outputs(model)
     frozen = frozen_values(model)
     weights = np.full((BATCH,), np.nan, "float32")

@@ -11,9 +11,21 @@ import keras
 import numpy as np
 import pytest
 import reference
-from backend import BACKEND, as_numpy, assert_close, value_and_gradients
+from backend import (
+    BACKEND,
+    as_numpy,
+    assert_close,
+    assert_same_arrays,
+    value_and_gradients,
+)
 from keras import ops
-from models import EXAMPLES, compile_model, structure_of, values_of
+from models import (
+    EXAMPLES,
+    compile_model,
+    structure_of,
+    update_by_formula,
+    values_of,
+)
 
 import keras_randlora as kr
 from keras_randlora.quantized import dense_kernel, held_arrays, kernel_shape
@@ -124,16 +136,6 @@ def as_matrix(layer, kernel, name):
     return np.einsum(equation, units, kernel).reshape(inputs, -1)
 
 
-def update_of(layer):
-    """Return the update of the kernel as a matrix, by the formula."""
-    shape = layer.randlora.shape
-    pair = layer.bank.bases(shape, "float32")
-    values = (layer.randlora.lambda_, layer.randlora.gamma, *pair)
-    factors = reference.Factors(*map(as_numpy, values))
-    scale = layer.options.alpha / layer.options.rank
-    return reference.kernel_update(shape.inputs, shape.outputs, factors, scale)
-
-
 def rounded(inputs, mode, feature_axes):
     """Return the inputs as a layer that rounds them to 8 bits sees them."""
     if mode not in ROUNDED:
@@ -181,7 +183,7 @@ def test_the_product_is_the_formula(name, mode, compute):
     model = adapted_model(name, mode, compute=compute, basis="kronecker")
     layer = model.layers[0]
     x = examples(name)
-    matrix = matrix + update_of(layer)
+    matrix = matrix + update_by_formula(layer)
     expected = expected_outputs(name, mode, matrix, layer.bias, x)
     outputs = as_numpy(model(x))
     assert_close(outputs.reshape(expected.shape), expected, 1e-4)
@@ -257,8 +259,7 @@ def test_merging_quantizes_the_exact_sum_as_keras_does(name, mode):
     alike.layers[0].quantize(config=MODES[mode]())
     merged, expected = held_arrays(layer), held_arrays(alike.layers[0])
     assert structure_of(model) == structure_of(plain)
-    for key, array in merged.items():
-        np.testing.assert_array_equal(array, expected[key])
+    assert_same_arrays(merged, expected)
 
 
 @every_case
@@ -346,8 +347,7 @@ def test_the_merged_block_restores_every_bit():
         assert type(layer) is keras.layers.EinsumDense
         inside = as_numpy(model(x))
     assert np.max(np.abs(inside - as_numpy(model(x)))) > 0
-    for key, array in held_arrays(layer).items():
-        np.testing.assert_array_equal(array, before[key])
+    assert_same_arrays(held_arrays(layer), before)
 
 
 @every_mode
@@ -387,8 +387,7 @@ def test_weights_files_restore_base_and_adapter_and_open_plain(name, mode, tmp_p
     fresh = adapted_model(name, mode, trained=False)
     fresh.load_weights(path)
     np.testing.assert_array_equal(as_numpy(fresh(x)), as_numpy(model(x)))
-    for key, array in held_arrays(fresh.layers[0]).items():
-        np.testing.assert_array_equal(array, held_arrays(model.layers[0])[key])
+    assert_same_arrays(held_arrays(fresh.layers[0]), held_arrays(model.layers[0]))
     fresh.save_weights(again)
     plain = quantized_model(name, mode)
     plain.load_weights(again)
@@ -423,11 +422,13 @@ def test_an_adapter_serves_the_base_in_float_and_quantized(tmp_path):
     make, features = LAYERS["attention output"]
     in_float = keras.Sequential([keras.Input((4, *features)), make(name="layer")])
     kr.load_adapter(in_float, path)
-    for key, value in kr.get_adapter(quantized).items():
-        np.testing.assert_array_equal(kr.get_adapter(in_float)[key], value)
+    assert_same_arrays(kr.get_adapter(in_float), kr.get_adapter(quantized))
     other = quantized_model("attention output", "int8")
     kr.load_adapter(other, path)
-    assert_close(update_of(other.layers[0]), update_of(quantized.layers[0]), 1e-6)
+    found, expected = (
+        update_by_formula(model.layers[0]) for model in (other, quantized)
+    )
+    assert_close(found, expected, 1e-6)
 
 
 # Whole models
@@ -449,8 +450,7 @@ def test_a_language_model_trains_and_merges(example, mode):
     assert losses[-1] < losses[0]
     for layer in model._flatten_layers():
         if hasattr(layer, "randlora"):
-            for key, array in held_arrays(layer).items():
-                np.testing.assert_array_equal(array, before[layer.path][key])
+            assert_same_arrays(held_arrays(layer), before[layer.path])
     outputs = case.outputs(model)
     kr.merge_randlora(model, dequantize=True)
     rounds_inputs = mode == "int8"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from backend import BACKEND, as_numpy, assert_close
 from keras import layers
-from models import EXAMPLES, mlp, tokens
+from models import EXAMPLES, compile_model, default_policy, mlp, randomize, tokens
 from peaks import next_token_batch, step_peak
 
 import keras_randlora as kr
@@ -22,29 +22,19 @@ BLOCKS = {
 
 def adapted(name, remat, dtype="float32", **options):
     """Return an adapted example whose λ and γ are random, the same each time."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    try:
+    with default_policy(dtype):
         model = EXAMPLES[name].build()
-    finally:
-        keras.config.set_dtype_policy(before)
     if remat:
         kr.rematerialize(model)
     kr.enable_randlora(model, 3, "all-linear", **options)
-    rng = np.random.default_rng(5)
-    for variable in model.trainable_variables:
-        variable.assign(0.01 * rng.standard_normal(variable.shape))
+    randomize(model, scale=0.01, seed=5)
     return model
-
-
-def compile_with(model, optimizer):
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=optimizer, loss=loss)
 
 
 def changes(model, batches, **options):
     """Return what one update of plain gradient descent subtracts from λ and γ."""
-    compile_with(model, keras.optimizers.SGD(1.0, **options))
+    optimizer = keras.optimizers.SGD(1.0, **options)
+    compile_model(model, optimizer=optimizer, jit_compile="auto")
     before = [as_numpy(v).astype("float64") for v in model.trainable_variables]
     keras.utils.set_random_seed(3)
     for inputs, labels in batches:

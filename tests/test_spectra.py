@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from models import EXAMPLES
+from models import EXAMPLES, randomize
 
 import keras_randlora as kr
 from keras_randlora import analysis
@@ -15,9 +15,7 @@ def trained(name="attention", rank=2):
     model = EXAMPLES[name].build()
     before = analysis.kernels(model)
     kr.enable_randlora(model, rank, "all-linear")
-    draw = np.random.default_rng(0).normal
-    adapter = {k: draw(size=v.shape) for k, v in kr.get_adapter(model).items()}
-    kr.set_adapter(model, adapter)
+    randomize(model, scale=1.0, seed=0)
     return model, before
 
 
