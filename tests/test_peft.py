@@ -413,38 +413,34 @@ def test_save_never_replaces_other_files(tmp_path):
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
-def test_a_save_that_fails_leaves_the_former_folder(tmp_path, monkeypatch):
+def full(*args, **kwargs):
+    raise OSError("No space left on device")
+
+
+def locked(source, target, rename=os.rename):
+    if Path(source).name == "written":
+        raise PermissionError("The folder is in use")
+    rename(source, target)
+
+
+@pytest.mark.parametrize(
+    "owner, name, failing, message",
+    [
+        (peft_folder, "serialize", full, "No space left"),
+        (os, "rename", locked, "is in use"),
+    ],
+    ids=["writing", "renaming"],
+)
+def test_a_save_that_fails_leaves_the_former_folder(
+    tmp_path, monkeypatch, owner, name, failing, message
+):
     model = models.mlp()
     kr.enable_randlora(model, rank=RANK, targets="hidden_1")
     kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES)
     former = (tmp_path / "adapter" / WEIGHTS).read_bytes()
     models.randomize(model, scale=1.0, seed=5)
-
-    def full(*args, **kwargs):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(peft_folder, "serialize", full)
-    with pytest.raises(OSError, match="No space left"):
-        kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES, overwrite=True)
-    assert (tmp_path / "adapter" / WEIGHTS).read_bytes() == former
-    assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
-
-
-def test_a_rename_that_fails_brings_the_former_folder_back(tmp_path, monkeypatch):
-    model = models.mlp()
-    kr.enable_randlora(model, rank=RANK, targets="hidden_1")
-    kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES)
-    former = (tmp_path / "adapter" / WEIGHTS).read_bytes()
-    models.randomize(model, scale=1.0, seed=5)
-    rename = os.rename
-
-    def locked(source, target):
-        if Path(source).name == "written":
-            raise PermissionError("in use")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", locked)
-    with pytest.raises(PermissionError, match="in use"):
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(OSError, match=message):
         kr.peft.save(model, tmp_path / "adapter", name_map=MLP_NAMES, overwrite=True)
     assert (tmp_path / "adapter" / WEIGHTS).read_bytes() == former
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
