@@ -32,7 +32,7 @@ COLUMNS = {
     "test loss": ("loss", 3, 1),
     "trained": ("trained", 0, 1),
     "% of all": ("share", 1, 0.01),
-    "learning rate": ("learning_rate", 4, 1),
+    "learning rate": ("learning_rate", 5, 1),
     "s a run": ("seconds", 1, 1),
 }
 
