@@ -44,7 +44,6 @@ from keras_randlora.quantized import (
     held_arrays,
     hold,
     restore_float,
-    write_kernel,
 )
 from keras_randlora.recover import recover
 from keras_randlora.report import Report, summary
@@ -217,8 +216,10 @@ def enable_with_config(
 
 def update_shapes(selection: Selection, options: LayerOptions) -> list[UpdateShape]:
     """Return the sizes of the updates that the selected plain layers would get."""
-    layers = [site.layer for site in selection.adapted]
-    return [ADAPTED_CLASSES[type(layer)].shape_for(layer, options) for layer in layers]
+    return [
+        ADAPTED_CLASSES[type(layer)].shape_for(layer, options)
+        for layer in selection.layers
+    ]
 
 
 def adapter_shapes(
@@ -513,13 +514,13 @@ def _detach(layer: RandLoRALayer) -> Attachment:
 
 
 def _merge(layer: RandLoRALayer, dequantize: bool) -> None:
-    kernel = layer.merged_kernel()
-    restored = dequantize and layer.quantization_mode is not None
-    if not restored:
-        write_kernel(layer, kernel)
-    _detach(layer)
-    if restored:
+    if dequantize and layer.quantization_mode is not None:
+        kernel = layer.merged_kernel()
+        _detach(layer)
         restore_float(layer, kernel)
+    else:
+        layer.write_merged()
+        _detach(layer)
 
 
 def _reattach(layer: keras.layers.Layer, attachment: Attachment) -> None:

@@ -1,9 +1,11 @@
-"""Files that are either the former ones or the new ones, whole."""
+"""Files and folders that are either the former ones or the new ones, whole."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -26,6 +28,51 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[str]:
+    """Yield a place whose files move to `path` and beside it if all goes well.
+
+    What stood there before is replaced, and stays if anything fails.
+
+    Raises:
+        FileExistsError: A folder stands there that holds more than the new one.
+    """
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=f".{path.name}."
+    ) as folder:
+        written, former = Path(folder) / "written", Path(folder) / "former"
+        written.mkdir()
+        former.mkdir()
+        yield str(written / path.name)
+        names = sorted(entry.name for entry in written.iterdir())
+        for name in names:
+            _require_nothing_else(path.parent / name, written / name)
+        try:
+            for name in names:
+                if (path.parent / name).exists():
+                    (path.parent / name).rename(former / name)
+            for name in names:
+                (written / name).rename(path.parent / name)
+        except BaseException:
+            for name in set(names) - {entry.name for entry in written.iterdir()}:
+                (path.parent / name).rename(written / name)
+            for entry in former.iterdir():
+                entry.rename(path.parent / entry.name)
+            raise
+
+
+def _require_nothing_else(former: Path, new: Path) -> None:
+    """Refuse to replace a folder that holds more than the new one."""
+    if not (former.is_dir() and new.is_dir()):
+        return
+    others = {e.name for e in former.iterdir()} - {e.name for e in new.iterdir()}
+    if others:
+        raise FileExistsError(
+            f"'{former}' holds '{min(others)}', which would be lost. Choose another "
+            "path, or delete the folder."
+        )
 
 
 def _umask() -> int:

@@ -79,7 +79,7 @@ def forget_functions(
             for model in models
             for site in sites(model)
             if id(site.layer) in changed
-            for holder in (site.layer, *site.ancestors, model)
+            for holder in (site.layer, *site.ancestors)
         }
         for holder in outdated.values():
             holder._track_variables()

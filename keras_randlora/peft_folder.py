@@ -17,8 +17,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +25,8 @@ import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
+
+from keras_randlora.atomic import replacing
 
 Bases = tuple[np.ndarray, np.ndarray]
 
@@ -110,24 +110,12 @@ def write_folder(path: Path, folder: PeftFolder) -> None:
     config = json.dumps(folder.config, indent=2, sort_keys=True)
     tensors = {n: np.ascontiguousarray(a) for n, a in _named_tensors(folder)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        written = Path(scratch) / "written"
+    with replacing(path) as place:
+        written = Path(place)
         written.mkdir()
         _write_file(written / CONFIG_NAME, config.encode())
         data = serialize(tensors, metadata={"format": "pt"})
         _write_file(written / TENSORS_NAME, data)
-        former = Path(scratch) / "former"
-        if path.exists():
-            os.rename(path, former)
-        try:
-            os.rename(written, path)
-        except BaseException:
-            if former.exists():
-                os.rename(former, path)
-            raise
-    finally:
-        shutil.rmtree(scratch)
 
 
 def require_free(path: Path, overwrite: bool) -> None:

@@ -15,8 +15,8 @@ PACKAGE = Path(kr.__file__).parent
 LEVELS = [
     {"markup", "progress"},
     {"abstract", "arrays", "atomic", "bases", "gradient", "hub_repairs"}
-    | {"loss_plane", "peft_folder", "saved_model", "sizes", "straight_through"},
-    {"config", "layouts", "plots", "quantized", "sparse"},
+    | {"loss_plane", "saved_model", "sizes", "straight_through"},
+    {"config", "layouts", "peft_folder", "plots", "quantized", "sparse"},
     {"operators"},
     {"update"},
     {"bank"},

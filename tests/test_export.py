@@ -10,7 +10,7 @@ import pytest
 from models import EXAMPLES, structure_of, values_of
 
 import keras_randlora as kr
-from keras_randlora import export
+from keras_randlora import atomic, export
 
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 SAVED_MODELS = {
@@ -230,7 +230,7 @@ def test_a_failing_rename_brings_back_the_former_files(tmp_path, monkeypatch, na
 
     monkeypatch.setattr(Path, "rename", fail_second)
     path = tmp_path / "m.xml"
-    with pytest.raises(OSError, match="gone"), export.replacing(path) as place:
+    with pytest.raises(OSError, match="gone"), atomic.replacing(path) as place:
         for suffix in (".xml", ".bin"):
             Path(place).with_suffix(suffix).write_text("new")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == former

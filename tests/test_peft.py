@@ -418,7 +418,7 @@ def full(*args, **kwargs):
 
 
 def locked(source, target, rename=os.rename):
-    if Path(source).name == "written":
+    if Path(source).parent.name == "written":
         raise PermissionError("The folder is in use")
     rename(source, target)
 
