@@ -66,8 +66,8 @@ def of_step(case: Case, ours: int = 0) -> Operations:
 
 def of_our_layers(model: Any, tokens: int) -> int:
     """Sum what the adapted layers of a model add to a step."""
-    from keras_randlora.layers import RandLoRALayer
-    from keras_randlora.targets import sites
+    from keras_randlora.adapt.targets import sites
+    from keras_randlora.layers.adapted import RandLoRALayer
 
     adapters = [
         site.layer.randlora

@@ -15,7 +15,7 @@ def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
     import keras
 
     import keras_randlora as kr
-    from keras_randlora.sizes import bytes_of
+    from keras_randlora.tools.sizes import bytes_of
 
     sys.path.insert(0, str(EXAMPLES))
     import demo

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from keras_randlora import bases
+from keras_randlora.bases import draws as bases
 
 SHAPES = [(576, 576), (1536, 576), (4096, 1024)]
 SPARSITIES = {"66 %": 6, "93 %": 28, "98 %": 100, "99 %": 200}

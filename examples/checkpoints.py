@@ -121,7 +121,7 @@ def save_variables(variables: Sequence[Any], path: Path) -> None:
     import keras
     from safetensors.numpy import save
 
-    from keras_randlora.atomic import write_atomically
+    from keras_randlora.tools import write_atomically
 
     names = (f"{i}/{variable.path}" for i, variable in enumerate(variables))
     arrays = map(keras.ops.convert_to_numpy, variables)

@@ -23,8 +23,8 @@ from typing import Any
 import keras
 
 import keras_randlora as kr
+from keras_randlora.adapt import Selection, select
 from keras_randlora.config import RandLoRAConfig
-from keras_randlora.targets import Selection, select
 
 Adapter = Callable[[Selection, int, int], None]
 _RANDLORA = re.compile(

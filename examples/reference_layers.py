@@ -25,8 +25,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_randlora.adapt import Selection
 from keras_randlora.layers import ADAPTED_CLASSES
-from keras_randlora.targets import Selection
 
 NOLA_MATRICES = 256  # k; 2k = 512 numbers a kernel, as many as VeRA of rank 128 has
 Array = Any

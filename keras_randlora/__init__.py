@@ -7,26 +7,32 @@ Importing the package adds `enable_randlora`, `disable_randlora`, `merge_randlor
 from keras_randlora import analysis, peft
 from keras_randlora import methods as _methods
 from keras_randlora.adapt import (
+    LayerReport,
+    Report,
     base_only,
     disable_randlora,
     enable_randlora,
+    layout_map,
     merge_randlora,
     merged,
+    rematerialize,
+    summary,
 )
-from keras_randlora.bank import BasisBank
-from keras_randlora.budget import rank_for_budget, rank_like_lora
 from keras_randlora.callbacks import RandLoRACheckpoint, RandLoRALogger
-from keras_randlora.combine import merge_adapters
 from keras_randlora.config import RandLoRAConfig
-from keras_randlora.distribution import layout_map
 from keras_randlora.export import export_merged
-from keras_randlora.files import load_adapter, save_adapter
+from keras_randlora.files import (
+    get_adapter,
+    load_adapter,
+    load_optimizer,
+    merge_adapters,
+    save_adapter,
+    save_optimizer,
+    set_adapter,
+)
 from keras_randlora.layers import RandLoRADense, RandLoRAEinsumDense
-from keras_randlora.optimizer import load_optimizer, save_optimizer
-from keras_randlora.planner import Plan, plan
-from keras_randlora.rematerialize import rematerialize
-from keras_randlora.report import LayerReport, Report, summary
-from keras_randlora.weights import get_adapter, set_adapter
+from keras_randlora.planning import Plan, plan, rank_for_budget, rank_like_lora
+from keras_randlora.update import BasisBank
 
 __version__ = "1.0.0"
 

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_randlora.adapt import adapted_state
+from keras_randlora.adapt import Site, adapted_state
+from keras_randlora.analysis import effective_rank, update_matrix
 from keras_randlora.config import positive_integer
-from keras_randlora.files import checked_suffix, save_adapter
-from keras_randlora.optimizer import save_optimizer
-from keras_randlora.quantized import dense_kernel
-from keras_randlora.spectra import effective_rank, update_matrix
-from keras_randlora.targets import Site
-from keras_randlora.weights import require_finite
+from keras_randlora.files import (
+    checked_suffix,
+    require_finite,
+    save_adapter,
+    save_optimizer,
+)
+from keras_randlora.layers import dense_kernel
 
 EPOCH = "epoch"
 MODES = ("auto", "min", "max")

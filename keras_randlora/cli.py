@@ -16,11 +16,16 @@ from pathlib import Path
 import keras
 
 from keras_randlora import peft
-from keras_randlora.atomic import replacing
-from keras_randlora.combine import PathLike, merge_adapters
 from keras_randlora.export import FORMATS, export_merged
-from keras_randlora.files import load_adapter, read_adapter, save_adapter
-from keras_randlora.peft_folder import read_folder
+from keras_randlora.files import (
+    PathLike,
+    load_adapter,
+    merge_adapters,
+    read_adapter,
+    save_adapter,
+)
+from keras_randlora.peft import read_folder
+from keras_randlora.tools import replacing
 
 PROGRAM = "keras-randlora"
 BACKENDS = ("jax", "tensorflow", "torch")

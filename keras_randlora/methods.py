@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import keras
 
-from keras_randlora.adapt import disable_randlora, enable_randlora, merge_randlora
+from keras_randlora.adapt import (
+    disable_randlora,
+    enable_randlora,
+    merge_randlora,
+    summary,
+)
 from keras_randlora.files import load_adapter, save_adapter
-from keras_randlora.report import summary
 
 METHODS = {
     "enable_randlora": enable_randlora,

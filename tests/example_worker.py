@@ -38,7 +38,7 @@ def main(module, folder):
     example.kr.save_adapter = counted
     model = example.main()
 
-    from keras_randlora.weights import adapter_variables
+    from keras_randlora.files.weights import adapter_variables
 
     values = {path: replicas(v) for path, v in adapter_variables(model).items()}
     first = int(os.environ.get("RANK", 0))

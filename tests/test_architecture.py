@@ -145,7 +145,7 @@ def test_the_public_names():
 def test_the_checks_see_what_they_forbid():
     tree = ast.parse(
         "import os, torch.nn\n"
-        "from keras_randlora.adapt import merged\n"
+        "from keras_randlora.adapt.verbs import merged\n"
         "class Public:\n"
         "    import jax\n"
         "    def method(self):\n"

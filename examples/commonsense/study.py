@@ -20,7 +20,7 @@ from examples.commonsense.answering import (
 )
 from examples.commonsense.questions import Question
 from examples.reference_layers import ADAPTERS
-from keras_randlora.targets import sites
+from keras_randlora.adapt import sites
 
 BASE = "none"  # the model as it is
 PAPER = "paper"

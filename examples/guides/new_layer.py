@@ -7,9 +7,8 @@ python examples/guides/new_layer.py
 import keras
 
 import keras_randlora as kr
-from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer
-from keras_randlora.layouts import KernelLayout
-from keras_randlora.quantized import kernel_shape
+from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer, kernel_shape
+from keras_randlora.update import KernelLayout
 
 
 @keras.saving.register_keras_serializable(package="new_layer")

@@ -11,8 +11,8 @@ import keras_randlora as kr
 from benchmarks.report import markdown, number
 from examples.sst2 import data, train
 from examples.sst2.train import HEAD
+from keras_randlora.adapt import sites
 from keras_randlora.layers import own_weights
-from keras_randlora.targets import sites
 
 Weights = list[np.ndarray]
 BEFORE = "before training"

@@ -17,8 +17,8 @@ from examples.pretrained import resolve
 from examples.reference_layers import ADAPTERS
 from examples.sst2 import data
 from examples.sst2.experiments import Run
+from keras_randlora.adapt import Site, sites
 from keras_randlora.layers import RandLoRALayer
-from keras_randlora.targets import Site, sites
 
 # Trained as they are by every method: the new layer, and the pooler before it, which
 # all-MiniLM-L6-v2 was trained without.

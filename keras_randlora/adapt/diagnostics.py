@@ -1,0 +1,130 @@
+"""Warnings of what is seldom meant, and the refusal of numbers that are none."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_randlora.adapt.targets import Site
+from keras_randlora.config import RandLoRAConfig
+from keras_randlora.layers import own_weights
+
+# Optimizers whose steps are about as large as the learning rate, whatever the gradient.
+_NORMALIZING = (
+    keras.optimizers.Adam,
+    keras.optimizers.Adamax,
+    keras.optimizers.Lion,
+    keras.optimizers.Nadam,
+    keras.optimizers.RMSprop,
+)
+# The largest `alpha / rank * learning_rate` that is not warned of. `examples/vision`
+# trained with 0.06 and ended in chance with 0.2, with every basis and rank tried.
+LARGEST_STEP = 0.1
+
+
+def warn_of_shared_kernels(everything: Sequence[Site], adapted: Sequence[Site]) -> None:
+    """Warn of adapted kernels that another layer of the model uses too."""
+    own = {id(site.layer) for site in adapted}
+    holders = {
+        id(variable): site.path
+        for site in everything
+        if id(site.layer) not in own
+        for variable in own_weights(site.layer)
+    }
+    for site in adapted:
+        other = holders.get(id(site.layer._kernel))
+        if other is not None:
+            warnings.warn(
+                f"Layer '{site.path}' shares its kernel with layer '{other}' (tied "
+                f"weights). The update belongs to '{site.path}' only, but merging "
+                "writes it into the kernel of both, which changes the outputs: leave "
+                f"the layer out (exclude=['{site.path}']), or do not merge.",
+                stacklevel=4,
+            )
+
+
+def require_finite_updates(adapted: Sequence[Site]) -> None:
+    """Check that merging leaves numbers in the kernels.
+
+    Raises:
+        ValueError: λ or γ of a layer is not finite, or its merged kernel is too large
+            for float16.
+    """
+    for site in adapted:
+        layer = site.layer
+        factors = (layer.randlora.lambda_, layer.randlora.gamma)
+        if not all(np.isfinite(ops.convert_to_numpy(f)).all() for f in factors):
+            problem = "λ or γ is not finite"
+        elif layer.variable_dtype == "float16" and not _is_finite(
+            layer.merged_kernel()
+        ):
+            problem = "the merged kernel is too large for float16"
+        else:
+            continue
+        raise ValueError(
+            f"The update of layer '{site.path}' cannot be merged: {problem}. Load an "
+            "adapter from before training diverged, or call `disable_randlora(model)`."
+        )
+
+
+def warn_of_large_steps(model: keras.Model, config: RandLoRAConfig) -> None:
+    """Warn of a learning rate that is known to diverge with the scale of the update.
+
+    A step of Adam moves each λ by about the learning rate, and so a kernel by about
+    `alpha / rank * learning_rate` of its own size.
+    """
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if not isinstance(optimizer, _NORMALIZING):
+        return
+    rate = float(ops.convert_to_numpy(optimizer.learning_rate))
+    scale = abs(config.alpha or 0.0) / config.rank
+    if scale * rate > LARGEST_STEP * (1 + 1e-6):
+        warnings.warn(
+            f"The learning rate {rate:g} is known to diverge with alpha / rank = "
+            f"{scale:g}: each step of {type(optimizer).__name__} changes the adapted "
+            f"kernels by about {scale * rate:.0%}. Take a learning rate of at most "
+            f"{LARGEST_STEP / scale:g} (1e-4 to 3e-3 is usual), or a smaller alpha.",
+            stacklevel=3,
+        )
+
+
+def warn_of_unsaved(model: keras.Model, saved: Iterable[keras.Variable]) -> None:
+    """Warn of trained variables that an adapter file does not hold."""
+    held = {id(variable) for variable in saved}
+    others = [v.path for v in model.trainable_weights if id(v) not in held]
+    if others:
+        named = ", ".join(f"'{path}'" for path in others[:3])
+        more = ", …" if len(others) > 3 else ""
+        warnings.warn(
+            f"Model '{model.name}' trains {len(others)} variables that an adapter file "
+            f"does not hold: {named}{more}. They were made trainable after "
+            "`enable_randlora`. Freeze them, or name their layers in its `also_train`, "
+            "so that they are saved.",
+            stacklevel=3,
+        )
+
+
+def warn_of_zero_update(model: keras.Model, adapted: Sequence[Site]) -> None:
+    """Warn where a model was fitted and yet every λ is zero."""
+    optimizer = getattr(model, "optimizer", None)
+    if not model.compiled or optimizer is None or not optimizer.built:
+        return
+    steps = int(ops.convert_to_numpy(optimizer.iterations))
+    if steps and not any(
+        np.any(ops.convert_to_numpy(site.layer.randlora.lambda_)) for site in adapted
+    ):
+        warnings.warn(
+            f"The update of model '{model.name}' is zero after {steps} steps of "
+            "training: no λ has moved. Were the layers frozen after "
+            "`enable_randlora`, the learning rate zero, or another model fitted?",
+            stacklevel=3,
+        )
+
+
+def _is_finite(tensor: Any) -> bool:
+    return bool(ops.convert_to_numpy(ops.all(ops.isfinite(tensor))))

@@ -1,0 +1,175 @@
+"""Blocks that keep their input only and compute again in the backward pass."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_randlora.adapt.targets import Site, sites
+from keras_randlora.update import computed_after
+
+_NUMBERED = re.compile(r"_\d+$")
+# What Keras sets up around a call, and what is gone in the backward pass.
+_SURROUNDINGS = ("current_call_ctx", "autocast_scope")
+
+
+def rematerialize(model: keras.Model, enabled: bool = True) -> list[str]:
+    """Let the blocks of a model keep their input only for the backward pass.
+
+    A training step then needs the memory of one block's activations instead of all,
+    for one more forward pass. Outputs and gradients stay the same, and so do dropout,
+    the losses that layers add, and the statistics of batch normalization.
+    Call it before `fit`, before or after `enable_randlora`; compile a model again that
+    has been fitted.
+
+    Keras's own `RematScope` must be entered before the model is made, and with Keras
+    3.15 fails for the blocks of keras-hub: on JAX and TensorFlow on the argument
+    `training`, on PyTorch on dropout.
+
+    Args:
+        model: A built model with numbered blocks, adapted or plain.
+        enabled: `False` lets the blocks keep their activations again.
+
+    Returns:
+        The paths of the blocks.
+
+    Raises:
+        ValueError: The model has no numbered blocks that hold layers.
+
+    Example:
+    >>> backbone = keras_hub.models.Llama3Backbone(
+    ...     vocabulary_size=9, num_layers=2, num_query_heads=2, num_key_value_heads=1,
+    ...     hidden_dim=4, intermediate_dim=6)
+    >>> kr.rematerialize(backbone)
+    ['transformer_layer_0', 'transformer_layer_1']
+    """
+    blocks = [site for site in sites(model) if _is_block(site)]
+    if not blocks:
+        raise ValueError(
+            f"Model '{model.name}' has no numbered blocks, such as "
+            "'transformer_layer_0', to rematerialize."
+        )
+    for site in blocks:
+        # Keras asks `rematerialized_call` of a layer with a mode.
+        site.layer._remat_mode = "full" if enabled else None
+        if enabled:
+            site.layer.rematerialized_call = functools.partial(_again, site.layer)
+        else:
+            site.layer.__dict__.pop("rematerialized_call", None)
+    return [site.path for site in blocks]
+
+
+def _is_block(site: Site) -> bool:
+    """Return whether a layer is an outermost numbered one that holds others."""
+    holders = [h for h in site.ancestors if not isinstance(h, keras.Model)]
+    return (
+        bool(_NUMBERED.search(site.name))
+        and any(True for _ in site.layer._layers)
+        and not isinstance(site.layer, keras.Model)
+        and not any(_NUMBERED.search(holder.name) for holder in holders)
+    )
+
+
+def _again(
+    layer: keras.layers.Layer, call: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Callable[..., Any]:
+    """Return `call`, run again for its gradient; Keras calls it with the arguments."""
+    from keras.src.backend.common import global_state
+    from keras.src.backend.common.stateless_scope import get_stateless_scope
+
+    surroundings = {
+        name: global_state.get_global_attribute(name) for name in _SURROUNDINGS
+    }
+    outer = get_stateless_scope()
+    known = dict(outer.state_mapping) if outer else {}
+    seeds = _seeds(layer)
+    variables = [*layer.trainable_variables, *seeds]
+    changed: list[keras.Variable] = []
+    leaves = keras.tree.flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if ops.is_tensor(leaf)]
+
+    def run(*tensors: Any) -> tuple[Any, list[Any], list[Any]]:
+        given = list(leaves)
+        for place, tensor in zip(places, tensors, strict=False):
+            given[place] = tensor
+        scope = keras.StatelessScope(collect_losses=True)
+        scope.state_mapping.update(known)
+        for update in zip(variables, tensors[len(places) :], strict=True):
+            scope.add_update(update)
+        before, after = dict(scope.state_mapping), scope.state_mapping
+        inputs, keywords = keras.tree.pack_sequence_as((args, kwargs), given)
+        with _within(surroundings), scope:
+            outputs = call(*inputs, **keywords)
+        changed[:] = [
+            variable
+            for variable in layer.non_trainable_variables
+            if after.get(id(variable)) is not before.get(id(variable))
+        ]
+        losses = list(scope.losses)
+        for child in layer._flatten_layers(include_self=False):
+            child._loss_ids.clear()  # they are the layer's own, see below
+        return outputs, [after[id(variable)] for variable in changed], losses
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        values = [ops.convert_to_tensor(v.value) for v in layer.trainable_variables]
+        values += [ops.copy(seed.value) for seed in seeds]
+        outputs, after, losses = _remat(run)(*(leaves[i] for i in places), *values)
+        for variable, value in zip(list(changed), after, strict=True):
+            # The second time begins where the first did.
+            known.setdefault(id(variable), ops.copy(variable.value))
+            variable.assign(value)
+        layer.add_loss(losses)
+        return outputs
+
+    return called
+
+
+def _remat(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of tensors that keeps only them for its gradient."""
+    if keras.backend.backend() != "jax":
+        return keras.remat(run)
+    import jax
+
+    # What `jax.checkpoint` forms again, XLA merges with the first time on a CPU.
+    def backward(tensors: tuple[Any, ...], gradients: Any) -> Any:
+        signal = next(g for g in keras.tree.flatten(gradients) if _is_float(g))
+        later = [computed_after(signal, t) if _is_float(t) else t for t in tensors]
+        return jax.vjp(run, *later)[1](gradients)
+
+    function = jax.custom_vjp(run)
+    function.defvjp(lambda *tensors: (run(*tensors), tensors), backward)
+    return function
+
+
+def _is_float(tensor: Any) -> bool:
+    """Return whether a tensor of JAX has floating-point numbers."""
+    import jax
+
+    return jax.numpy.issubdtype(tensor.dtype, jax.numpy.floating)
+
+
+def _seeds(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the states of the layer's generators, which a call changes."""
+    weights = {id(weight) for weight in layer.weights}
+    return [v for v in layer.non_trainable_variables if id(v) not in weights]
+
+
+@contextlib.contextmanager
+def _within(surroundings: dict[str, Any]) -> Iterator[None]:
+    """Set up again what Keras had set up around the first call."""
+    from keras.src.backend.common import global_state
+
+    before = {name: global_state.get_global_attribute(name) for name in surroundings}
+    for name, value in surroundings.items():
+        global_state.set_global_attribute(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            global_state.set_global_attribute(name, value)

@@ -1,0 +1,385 @@
+"""From patterns to layers: which layers of a model are adapted or trained."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import keras
+
+from keras_randlora.adapt.hub_repairs import backbone_of, reads_kernel
+from keras_randlora.config import RandLoRAConfig
+from keras_randlora.layers import (
+    ADAPTED_CLASSES,
+    RandLoRALayer,
+    require_supported_mode,
+)
+
+_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+_BLOCK_INDEX = re.compile(r"_(\d+)$")
+_GLOB_CHARACTERS = frozenset("*?[")
+DEFAULT_GROUP = "attention"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One layer of a model and where it stands.
+
+    Attributes:
+        layer: The layer.
+        path: Its path, unique in the model.
+        ancestors: The layers that hold it, outermost first, the model included.
+    """
+
+    layer: keras.layers.Layer
+    path: str
+    ancestors: tuple[keras.layers.Layer, ...]
+
+    @property
+    def name(self) -> str:
+        """The layer's own name."""
+        return self.layer.name
+
+    @property
+    def linear(self) -> bool:
+        """Whether the layer is of a kind that RandLoRA adapts."""
+        return type(self.layer) in ADAPTED_CLASSES
+
+    @property
+    def in_attention(self) -> bool:
+        """Whether the layer belongs to an attention layer."""
+        holders = (holder for holder in self.ancestors if not _is_model(holder))
+        names = (f"{type(holder).__name__} {holder.name}" for holder in holders)
+        return any(_ATTENTION.search(name) for name in names)
+
+    @property
+    def block_index(self) -> int | None:
+        """Number of the outermost numbered block that holds the layer."""
+        models = {holder.name for holder in self.ancestors if _is_model(holder)}
+        for component in self.path.split("/")[:-1]:
+            match = _BLOCK_INDEX.search(component)
+            if match and component not in models:
+                return int(match.group(1))
+        return None
+
+
+class Selection(NamedTuple):
+    """What a configuration selects in a model, each in the model's order."""
+
+    adapted: list[Site]
+    also_trained: list[Site]
+
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """The layers to adapt, or those that are."""
+        return [site.layer for site in self.adapted]
+
+
+def sites(model: keras.Model) -> list[Site]:
+    """Return every layer of a model once, in the model's order.
+
+    Paths do not begin with the model's own name, which Keras numbers anew for each
+    `Sequential()` of a process. Two layers of the same path are told apart by `#2`,
+    `#3`, … on the later ones.
+    """
+    found: list[Site] = []
+    taken: dict[str, int] = {}
+    for layer, ancestors in _walk(model, (), set()):
+        path = layer.path or "/".join([*(a.name for a in ancestors[1:]), layer.name])
+        path = path.removeprefix(f"{model.name}/")
+        taken[path] = taken.get(path, 0) + 1
+        unique = path if taken[path] == 1 else f"{path}#{taken[path]}"
+        found.append(Site(layer, unique, ancestors))
+    return found
+
+
+def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
+    """Return the layers that `config` adapts and those it also trains.
+
+    Nothing in the model changes.
+
+    Raises:
+        ValueError: A pattern matches nothing, names a layer of an unsupported
+            kind, or a selected layer cannot be adapted.
+    """
+    everything = sites(model)
+    require_built(model, [site for site in everything if site.linear])
+    adapted = _targeted(model, everything, config)
+    excluded: set[int] = set()
+    for pattern in config.exclude:
+        excluded |= _ids(_matching(model, everything, pattern, "exclude"))
+    adapted = [site for site in adapted if id(site.layer) not in excluded]
+    if not adapted:
+        raise ValueError(
+            "No layer is left to adapt: `exclude` removes all that `targets` "
+            f"selects. Received: targets={config.targets}, exclude={config.exclude}."
+        )
+    adapted = _in_blocks(adapted, config.layers)
+    _require_called(adapted)
+    for site in adapted:
+        _require_adaptable(site)
+    _require_own_kernels(adapted)
+    also_trained: list[Site] = []
+    for pattern in config.also_train:
+        also_trained += _matching(model, everything, pattern, "also_train")
+    chosen = _ids(also_trained)
+    overlap = [
+        s.path for s in adapted if chosen & set(map(id, (s.layer, *s.ancestors)))
+    ]
+    if overlap:
+        raise ValueError(
+            f"Layer '{overlap[0]}' stands in `targets` and in `also_train`. Its "
+            "kernel cannot be both frozen under an update and trained; leave it out "
+            "of one of them."
+        )
+    return Selection(adapted, [site for site in everything if id(site.layer) in chosen])
+
+
+def select_paths(
+    model: keras.Model, adapted: Sequence[str], also_trained: Sequence[str]
+) -> Selection:
+    """Return the layers of exactly these paths, each in the model's order.
+
+    Raises:
+        ValueError: A path is not in the model, or its layer cannot be adapted.
+    """
+    by_path = {site.path: site for site in sites(model)}
+    for path in (*adapted, *also_trained):
+        if path not in by_path:
+            near = difflib.get_close_matches(path, by_path, n=1)
+            hint = f" Nearest: '{near[0]}'." if near else ""
+            raise ValueError(f"The model '{model.name}' has no layer '{path}'.{hint}")
+    for path in adapted:
+        if not by_path[path].linear:
+            raise ValueError(_unsupported_message(path, by_path[path]))
+        _require_adaptable(by_path[path])
+    chosen = [site for path, site in by_path.items() if path in adapted]
+    _require_called(chosen)
+    _require_own_kernels(chosen)
+    return Selection(
+        chosen,
+        [site for path, site in by_path.items() if path in also_trained],
+    )
+
+
+def _targeted(
+    model: keras.Model, everything: list[Site], config: RandLoRAConfig
+) -> list[Site]:
+    if config.targets is None:
+        return _default_targets(model, everything)
+    chosen: set[int] = set()
+    for pattern in config.targets:
+        matches = _matching(model, everything, pattern, "targets")
+        linear = [site for site in matches if site.linear]
+        if not linear:
+            raise ValueError(_unsupported_message(pattern, matches[0]))
+        chosen |= _ids(linear)
+    return [site for site in everything if id(site.layer) in chosen]
+
+
+def _default_targets(model: keras.Model, everything: list[Site]) -> list[Site]:
+    names: list[str] = getattr(backbone_of(model), "default_lora_layer_names", list)()
+    chosen = [site for site in everything if site.linear and site.name in names]
+    chosen = chosen or _GROUPS[DEFAULT_GROUP](model, everything)
+    if not chosen:
+        linear = [site.path for site in everything if site.linear]
+        raise ValueError(
+            f"Model '{model.name}' has no attention layers to adapt by default. "
+            "Pass `targets`, for instance targets='all-linear'. Dense and "
+            f"EinsumDense layers: {_shortened(linear)}."
+        )
+    return chosen
+
+
+def _matching(
+    model: keras.Model, everything: list[Site], pattern: str, option: str
+) -> list[Site]:
+    """Return the sites that a pattern matches; at least one, or raise."""
+    if pattern in _GROUPS:
+        matches = _GROUPS[pattern](model, everything)
+    else:
+        matches = [site for site in everything if _matches(site, pattern)]
+    if not matches:
+        raise ValueError(_no_match_message(pattern, option, everything))
+    return matches
+
+
+def _matches(site: Site, pattern: str) -> bool:
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], site.path) is not None
+    if _GLOB_CHARACTERS & set(pattern):
+        return fnmatch.fnmatchcase(site.path, pattern) or fnmatch.fnmatchcase(
+            site.name, pattern
+        )
+    return (
+        pattern in (site.name, site.path, site.layer.path)
+        or "/" in pattern
+        and site.path.endswith(f"/{pattern}")
+    )
+
+
+def _attention(model: keras.Model, everything: list[Site]) -> list[Site]:
+    return [site for site in everything if site.linear and site.in_attention]
+
+
+def _mlp(model: keras.Model, everything: list[Site]) -> list[Site]:
+    return [
+        site
+        for site in everything
+        if site.linear and not site.in_attention and site.block_index is not None
+    ]
+
+
+def _all_linear(model: keras.Model, everything: list[Site]) -> list[Site]:
+    backbone = backbone_of(model)
+    return [site for site in everything if site.linear and backbone in site.ancestors]
+
+
+_GROUPS: dict[str, Callable[[keras.Model, list[Site]], list[Site]]] = {
+    "attention": _attention,
+    "mlp": _mlp,
+    "all-linear": _all_linear,
+}
+
+
+def _in_blocks(chosen: list[Site], layers: tuple[int, ...] | None) -> list[Site]:
+    if layers is None:
+        return chosen
+    present = {index for site in chosen if (index := site.block_index) is not None}
+    missing = sorted(set(layers) - present)
+    if missing:
+        raise ValueError(
+            f"`layers` names block {missing[0]}, but the targets stand in blocks "
+            f"{sorted(present)}. Received: layers={list(layers)}."
+        )
+    return [site for site in chosen if site.block_index in layers]
+
+
+def require_built(model: keras.Model, linear: list[Site]) -> None:
+    """Check that a model and its linear layers have their kernels.
+
+    Raises:
+        ValueError: One has not.
+    """
+    waiting = [site for site in linear if not site.layer.built]
+    if waiting or not model.built:
+        name = waiting[0].path if waiting else model.name
+        raise ValueError(
+            f"Model '{model.name}' is not built yet: '{name}' has no kernel. Call "
+            "the model on one batch (or `model.build(input_shape)`) first."
+        )
+
+
+def _require_called(adapted: list[Site]) -> None:
+    """Refuse layers whose holder reads the kernel: no output would see the update."""
+    read = [s for s in adapted if reads_kernel(s.ancestors[-1], s.layer)]
+    if read:
+        raise ValueError(
+            f"Layer '{read[0].path}' cannot be adapted: "
+            f"{type(read[0].ancestors[-1]).__name__} of keras-hub multiplies by its "
+            "kernel without calling it, so that an update would take no part. Leave "
+            f"such layers out: exclude={sorted({site.name for site in read})}."
+        )
+
+
+def _require_adaptable(site: Site) -> None:
+    layer = site.layer
+    require_supported_mode(layer, site.path)
+    if layer.lora_enabled:
+        raise ValueError(
+            f"Layer '{site.path}' has Keras's LoRA enabled. Merge it first by saving "
+            "and reloading the weights into a model without LoRA."
+        )
+    if layer.kernel_constraint is not None:
+        raise ValueError(
+            f"Layer '{site.path}' has a `kernel_constraint`, which an update of the "
+            "kernel would not respect. Remove the constraint or the target."
+        )
+    if isinstance(site.ancestors[-1], keras.layers.SpectralNormalization):
+        raise ValueError(
+            f"Layer '{site.path}' stands in a SpectralNormalization, which rewrites "
+            "the kernel in every training step. RandLoRA keeps it frozen; remove the "
+            "wrapper or the target."
+        )
+    try:
+        ADAPTED_CLASSES[type(layer)].layout_of(layer)
+    except ValueError as error:
+        raise ValueError(f"Layer '{site.path}' cannot be adapted. {error}") from error
+
+
+def _require_own_kernels(adapted: list[Site]) -> None:
+    """Refuse two layers of one kernel: merging would write both updates into it."""
+    holders: dict[int, Site] = {}
+    for site in adapted:
+        first = holders.setdefault(id(site.layer._kernel), site)
+        if first is not site:
+            raise ValueError(
+                f"Layers '{first.path}' and '{site.path}' share one kernel (tied "
+                "weights), which cannot hold the updates of both. Leave one of them "
+                f"out: exclude=['{site.path}']."
+            )
+
+
+def _unsupported_message(pattern: str, site: Site) -> str:
+    kind = type(site.layer).__name__
+    inside = ""
+    if isinstance(site.layer, RandLoRALayer):
+        return (
+            f"Layer '{site.path}' is adapted already ({kind}). Call "
+            "`disable_randlora(model)` or `merge_randlora(model)` first."
+        )
+    if any(True for _ in _children(site.layer)):
+        inside = f" To adapt the layers inside it, use '{site.path}/*'."
+    return (
+        f"Target '{pattern}' matches '{site.path}', a layer of type {kind}. RandLoRA "
+        f"adapts keras.layers.Dense and keras.layers.EinsumDense.{inside}"
+    )
+
+
+def _no_match_message(pattern: str, option: str, everything: list[Site]) -> str:
+    kind = "Layers" if option == "also_train" else "Dense and EinsumDense layers"
+    candidates = [s for s in everything if s.linear or option == "also_train"]
+    names = dict.fromkeys(site.name for site in candidates)
+    paths = dict.fromkeys(site.path for site in candidates)
+    nearest = difflib.get_close_matches(pattern, names | paths, n=3, cutoff=0.5)
+    hint = f" Nearest: {nearest}." if nearest else ""
+    return (
+        f"`{option}` matches no layer of the model. Received: {pattern!r}.{hint} "
+        f"{kind} are named {_shortened(list(names))}."
+    )
+
+
+def _shortened(names: list[str], limit: int = 12) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:limit])
+    more = f", … ({len(names)} in all)" if len(names) > limit else ""
+    return f"[{shown}{more}]"
+
+
+def _walk(
+    layer: keras.layers.Layer,
+    ancestors: tuple[keras.layers.Layer, ...],
+    seen: set[int],
+) -> Iterator[tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]]:
+    for child in _children(layer):
+        if id(child) in seen:
+            continue
+        seen.add(id(child))
+        holders = (*ancestors, layer)
+        yield child, holders
+        yield from _walk(child, holders, seen)
+
+
+def _children(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    yield from layer._layers
+
+
+def _ids(chosen: list[Site]) -> set[int]:
+    return {id(site.layer) for site in chosen}
+
+
+def _is_model(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.Model)

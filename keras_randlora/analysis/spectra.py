@@ -1,0 +1,271 @@
+"""The update of a layer as a matrix: its singular values and its ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_randlora.adapt import sites
+from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer, dense_kernel
+from keras_randlora.update import KernelLayout
+
+Array = Any
+
+
+def update_matrix(layer: keras.layers.Layer, base: Array | None = None) -> np.ndarray:
+    """Return what training has added to a layer's kernel, as a matrix.
+
+    Args:
+        layer: A `Dense` or `EinsumDense`: adapted by RandLoRA, with Keras's LoRA
+            enabled, or plain.
+        base: The kernel before training, in the kernel's shape (`kernels` returns
+            it). By default what the adapter of the layer adds; a layer trained as it is
+            needs `base`.
+
+    Returns:
+        Shape `(in, out)`, float64; for `EinsumDense` the kernel's axes that are
+        contracted with the input by those that appear in the output.
+
+    Raises:
+        ValueError: The layer has no kernel that is read as a matrix, or neither an
+            adapter nor `base` tells what was added.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> kr.analysis.update_matrix(model.get_layer("d")).shape
+    (6, 4)
+    """
+    layout = _layout(layer)
+    if base is None:
+        added = _added(layer)
+        if added is None:
+            raise ValueError(
+                f"Layer '{layer.path}' has no adapter, so that only its kernel before "
+                "training tells what was added: pass `base`. Received: base=None."
+            )
+    else:
+        base = _to_numpy(base)
+        if base.shape != layout.kernel_shape:
+            raise ValueError(
+                f"`base` must be the kernel of layer '{layer.path}', of shape "
+                f"{layout.kernel_shape}. Received: shape {base.shape}."
+            )
+        added = _kernel(layer) - base
+    return np.asarray(ops.convert_to_numpy(layout.to_matrix(added)), "float64")
+
+
+def update_spectrum(
+    update: Array | keras.layers.Layer, base: Array | None = None
+) -> np.ndarray:
+    """Return the singular values of an update, largest first.
+
+    Args:
+        update: A matrix, or a layer, whose `update_matrix` is taken.
+        base: For a layer: as in `update_matrix`.
+
+    Returns:
+        Shape `(min(in, out),)`, float64.
+
+    Raises:
+        ValueError: What is given is no matrix, or as `update_matrix` says.
+
+    Example:
+    >>> kr.analysis.update_spectrum(np.diag([1.0, 3.0])).tolist()
+    [3.0, 1.0]
+    """
+    return np.linalg.svd(_matrix(update, base), compute_uv=False)
+
+
+def update_rank(
+    update: Array | keras.layers.Layer,
+    base: Array | None = None,
+    *,
+    tolerance: float | None = None,
+) -> int:
+    """Return the rank of an update.
+
+    Args:
+        update: A matrix, or a layer, whose `update_matrix` is taken.
+        base: For a layer: as in `update_matrix`.
+        tolerance: The share of the largest singular value from which one counts. By
+            default `max(in, out)` float32 roundings, as in `np.linalg.matrix_rank`.
+
+    Raises:
+        ValueError: What is given is no matrix, or as `update_matrix` says.
+
+    Example:
+    >>> kr.analysis.update_rank(np.outer([1.0, 2.0], [1.0, 1.0, 0.0]))
+    1
+    """
+    matrix = _matrix(update, base)
+    values = update_spectrum(matrix)
+    if tolerance is None:
+        tolerance = max(matrix.shape) * float(np.finfo("float32").eps)
+    return int(np.sum(values > tolerance * values.max(initial=0.0)))
+
+
+def effective_rank(
+    update: Array | keras.layers.Layer, base: Array | None = None
+) -> float:
+    """Return over how many directions an update is spread.
+
+    The exponential of the entropy of its singular values divided by their sum (Roy and
+    Vetterli, 2007): k where k singular values are equal and the rest zero; 0 for an
+    update of zero.
+
+    Args:
+        update: A matrix, or a layer, whose `update_matrix` is taken.
+        base: For a layer: as in `update_matrix`.
+
+    Returns:
+        NaN for an update that is not finite.
+
+    Raises:
+        ValueError: What is given is no matrix, or as `update_matrix` says.
+
+    Example:
+    >>> round(kr.analysis.effective_rank(np.diag([2.0, 2.0, 0.0])), 6)
+    2.0
+    """
+    matrix = _matrix(update, base)
+    if not np.isfinite(matrix).all():
+        return math.nan
+    values = _quick_spectrum(matrix)
+    if not values.any():
+        return 0.0
+    shares = values / values.sum()
+    shares = shares[shares > 0]
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+def kernels(model: keras.Model) -> dict[str, np.ndarray]:
+    """Return the kernels that the linear layers of a model compute with.
+
+    Returns:
+        `{layer path: kernel}`, float32, what adapters add included.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> {path: kernel.shape for path, kernel in kr.analysis.kernels(model).items()}
+    {'d': (6, 4)}
+    """
+    return {
+        site.path: _kernel(site.layer)
+        for site in sites(model)
+        if _is_linear(site.layer) and site.layer.built
+    }
+
+
+def updates(
+    model: keras.Model, base: Mapping[str, Array] | None = None
+) -> dict[str, np.ndarray]:
+    """Return `update_matrix` of every layer that training has changed.
+
+    Args:
+        model: A model with adapters, or trained as it is.
+        base: What `kernels(model)` returned before training. By default what adapters
+            have added.
+
+    Returns:
+        `{layer path: matrix}`, in the model's order.
+
+    Raises:
+        ValueError: No layer has an adapter, and no `base` is given, or `base` lacks a
+            layer of the model.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> before = kr.analysis.kernels(model)
+    >>> _ = model.get_layer("d").kernel.assign(before["d"] + 1.0)
+    >>> kr.analysis.updates(model, before)["d"].shape
+    (6, 4)
+    """
+    linear = {
+        site.path: site.layer
+        for site in sites(model)
+        if _is_linear(site.layer) and site.layer.built
+    }
+    if base is None:
+        found = {p: update_matrix(x) for p, x in linear.items() if _adapts(x)}
+        if not found:
+            raise ValueError(
+                f"No layer of model '{model.name}' has an adapter: pass as `base` what "
+                "`kernels(model)` returned before training. Received: base=None."
+            )
+        return found
+    for path in linear:
+        if path not in base:
+            raise ValueError(
+                f"`base` has no kernel of layer '{path}'. Pass what `kernels(model)` "
+                f"returned before training. Received: {len(base)} kernels."
+            )
+    found = {path: update_matrix(x, base[path]) for path, x in linear.items()}
+    return {path: matrix for path, matrix in found.items() if matrix.any()}
+
+
+def _matrix(update: Array | keras.layers.Layer, base: Array | None) -> np.ndarray:
+    """Return what is given as a matrix, or the update of a layer."""
+    if isinstance(update, keras.layers.Layer):
+        update = update_matrix(update, base)
+    matrix = np.asarray(update, "float64")
+    if matrix.ndim != 2:
+        raise ValueError(
+            f"An update is a matrix. Received: an array of shape {matrix.shape}."
+        )
+    return matrix
+
+
+def _quick_spectrum(matrix: np.ndarray) -> np.ndarray:
+    """Return the singular values but for those below 1e-8 of the largest.
+
+    From the smaller of the matrix's products with itself: several times as fast.
+    """
+    rows, columns = matrix.shape
+    product = matrix @ matrix.T if rows < columns else matrix.T @ matrix
+    squares = np.linalg.eigvalsh(product)
+    squares[squares < 1e-16 * squares.max(initial=0.0)] = 0.0
+    return np.sqrt(squares)
+
+
+def _is_linear(layer: keras.layers.Layer) -> bool:
+    return type(layer) in ADAPTED_CLASSES or isinstance(layer, RandLoRALayer)
+
+
+def _adapts(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, RandLoRALayer) or bool(layer.lora_enabled)
+
+
+def _layout(layer: keras.layers.Layer) -> KernelLayout:
+    if not _is_linear(layer):
+        raise ValueError(
+            "The update of a `Dense` or `EinsumDense` layer is read as a matrix. "
+            f"Received: layer '{layer.path}' of type {type(layer).__name__}."
+        )
+    if isinstance(layer, RandLoRALayer):
+        return layer.kernel_layout()
+    return ADAPTED_CLASSES[type(layer)].layout_of(layer)
+
+
+def _added(layer: keras.layers.Layer) -> np.ndarray | None:
+    """Return what the adapter adds to the kernel, `None` where there is none."""
+    if isinstance(layer, RandLoRALayer):
+        return _to_numpy(layer.randlora.update())
+    if layer.lora_enabled:
+        product = ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
+        return _to_numpy(product) * (layer.lora_alpha / layer.lora_rank)
+    return None
+
+
+def _kernel(layer: keras.layers.Layer) -> np.ndarray:
+    kernel, added = _to_numpy(dense_kernel(layer)), _added(layer)
+    return kernel if added is None else kernel + added
+
+
+def _to_numpy(array: Array) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(array), "float32")

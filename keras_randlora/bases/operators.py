@@ -1,0 +1,129 @@
+"""The basis B as an operator: the products that a layer takes with it.
+
+A dense B is multiplied as a matrix, one of very many zeros perhaps as in `sparse.py`.
+The Kronecker basis is the leading part of `left ⊗ right` and is never formed: with the
+block size p, a product with a matrix of k columns takes `2·n·r·k·(p + l/p)` operations
+instead of `2·l·n·r·k`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from keras import ops
+
+from keras_randlora.bases.draws import BLOCK, blocks, kronecker
+from keras_randlora.bases.sparse import SparseBasis
+from keras_randlora.tools import reshape, transpose
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class DenseBasis:
+    """B as a matrix.
+
+    Attributes:
+        matrix: B of shape `(l, n * r)`.
+    """
+
+    matrix: Array
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the products."""
+        return self.matrix.dtype
+
+    def dense(self) -> Array:
+        """Return B of shape `(l, n * r)`."""
+        return self.matrix
+
+    def expand(self, values: Array) -> Array:
+        """Return `B · values`, `(l, k)`, for `values` of shape `(n * r, k)`."""
+        return self.matrix @ values
+
+    def expand_transposed(self, values: Array) -> Array:
+        """Return `(B · values)ᵀ`, `(k, l)`, for `values` of shape `(n * r, k)`."""
+        return transpose(values) @ transpose(self.matrix)
+
+    def project(self, values: Array) -> Array:
+        """Return `Bᵀ · values`, `(n * r, k)`, for `values` of shape `(l, k)`."""
+        return transpose(self.matrix) @ values
+
+
+@dataclass(frozen=True)
+class KroneckerBasis:
+    """B as the leading part of `left ⊗ right`; the methods are `DenseBasis`'s.
+
+    Attributes:
+        left: Left factor of shape `(ceil(l / p), ceil(n * r / p))`.
+        right: Right factor of shape `(p, p)`.
+        rows: Rows `l` of B.
+        columns: Columns `n * r` of B.
+    """
+
+    left: Array
+    right: Array
+    rows: int
+    columns: int
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the products."""
+        return self.left.dtype
+
+    def dense(self) -> Array:
+        """Return B of shape `(l, n * r)`."""
+        return kronecker(self.left, self.right, self.rows, self.columns)
+
+    def expand(self, values: Array) -> Array:
+        """Return `B · values`."""
+        values = _in_blocks(values, self.left.shape[1])
+        values = _for_each(self.right, values) @ values
+        return _product_of_blocks(self.left, values)[: self.rows]
+
+    def expand_transposed(self, values: Array) -> Array:
+        """Return `(B · values)ᵀ`."""
+        return transpose(self.expand(values))
+
+    def project(self, values: Array) -> Array:
+        """Return `Bᵀ · values`."""
+        values = _in_blocks(values, self.left.shape[0])
+        values = _product_of_blocks(transpose(self.left), values)
+        values = _in_blocks(values, self.left.shape[1])
+        values = _for_each(transpose(self.right), values) @ values
+        rows = self.left.shape[1] * BLOCK
+        return reshape(values, (rows, -1))[: self.columns]
+
+
+Basis = DenseBasis | KroneckerBasis | SparseBasis
+
+
+def kronecker_operations(rows: int, columns: int) -> int:
+    """Count the operations of a product of a Kronecker basis with one column."""
+    return 2 * blocks(columns) * BLOCK * (BLOCK + blocks(rows))
+
+
+def dense_operations(rows: int, columns: int) -> int:
+    """Count the operations of a product of a dense basis with one column."""
+    return 2 * rows * columns
+
+
+def _in_blocks(values: Array, count: int) -> Array:
+    """Return the rows in `count` blocks, the last filled up with zeros."""
+    missing = count * BLOCK - values.shape[0]
+    if missing:
+        values = ops.pad(values, [[0, missing], [0, 0]])
+    return reshape(values, (count, BLOCK, -1))
+
+
+def _for_each(matrix: Array, values: Array) -> Array:
+    """Repeat a matrix for each block: else JAX and TensorFlow transpose the blocks."""
+    return ops.broadcast_to(matrix, (values.shape[0], *matrix.shape))
+
+
+def _product_of_blocks(matrix: Array, values: Array) -> Array:
+    """Return the rows of `matrix` times the blocks, `(rows * p, k)`."""
+    product = matrix @ reshape(values, (values.shape[0], -1))
+    return reshape(product, (matrix.shape[0] * BLOCK, -1))

@@ -1,0 +1,118 @@
+"""Products with a sparse ternary basis on a CPU under torch, as sums of rows.
+
+From about 90 % zeros on they beat the dense product there, and the more so the more
+zeros (`python -m benchmarks.sparse_products`). JAX and TensorFlow have no sparse
+product that XLA compiles well on a CPU, and a GPU is made for dense ones: the basis
+`"kronecker"` is as cheap everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_randlora.bases.draws import BasisSpec
+
+Array = Any
+MAX_DENSITY = 0.1
+# Adding a row takes as long as five of a dense product's operations on it.
+COST_OF_AN_ENTRY = 5
+
+
+@dataclass(frozen=True)
+class SignedRows:
+    """Which rows of a matrix each row of a product adds, and which it subtracts.
+
+    Attributes:
+        plus: The rows to add, and where those of each row of the product start.
+        minus: The rows to subtract, likewise.
+    """
+
+    plus: tuple[Array, Array]
+    minus: tuple[Array, Array]
+
+    @classmethod
+    def of_entries(cls, entries: Array) -> SignedRows:
+        """Return the product with a matrix of -1, 0 and 1, a dense torch tensor."""
+        return cls(_ones(entries == 1), _ones(entries == -1))
+
+    def times(self, values: Array) -> Array:
+        """Return the product with `values`, `(rows of values, k)`."""
+        from torch.nn.functional import embedding_bag
+
+        plus, minus = (
+            embedding_bag(rows, values.contiguous(), starts, mode="sum")
+            for rows, starts in (self.plus, self.minus)
+        )
+        return plus.sub_(minus) if not plus.requires_grad else plus - minus
+
+
+@dataclass(frozen=True)
+class SparseBasis:
+    """B as the entries that are not zero; the methods are `operators.DenseBasis`'s.
+
+    Attributes:
+        entries: B of shape `(l, n * r)`, int8.
+        by_row: Products with B.
+        by_column: Products with its transpose.
+    """
+
+    entries: Array
+    by_row: SignedRows
+    by_column: SignedRows
+    dtype = "float32"
+
+    @classmethod
+    def of_entries(cls, entries: Array) -> SparseBasis:
+        """Return B from all its entries, for use with and without gradients."""
+        import torch
+
+        with torch.inference_mode(False):
+            by_row = SignedRows.of_entries(entries)
+            return cls(entries, by_row, SignedRows.of_entries(entries.T))
+
+    def dense(self) -> Array:
+        """Return B of shape `(l, n * r)`."""
+        return self.entries.float()
+
+    def expand(self, values: Array) -> Array:
+        """Return `B · values`."""
+        return self.by_row.times(values)
+
+    def expand_transposed(self, values: Array) -> Array:
+        """Return `(B · values)ᵀ`."""
+        return self.by_row.times(values).T
+
+    def project(self, values: Array) -> Array:
+        """Return `Bᵀ · values`."""
+        return self.by_column.times(values)
+
+
+def density(spec: BasisSpec) -> float:
+    """Return the expected share of entries that are not zero."""
+    return 1.0 if spec.sparsity is None else 2.0 / spec.sparsity
+
+
+def pays(spec: BasisSpec, entries: Array) -> bool:
+    """Return whether sparse products with such a basis are faster where it is held."""
+    if keras.backend.backend() != "torch" or density(spec) > MAX_DENSITY:
+        return False
+    import torch
+
+    return entries.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def sparse_operations(rows: int, columns: int, spec: BasisSpec) -> int:
+    """Count the operations of a dense product that takes as long, for one column."""
+    return round(2 * rows * columns * density(spec) * COST_OF_AN_ENTRY)
+
+
+def _ones(mask: Array) -> tuple[Array, Array]:
+    """Return the columns of all true entries, and where those of each row start."""
+    import torch
+
+    counts = mask.sum(dim=1)
+    starts = torch.cumsum(counts, 0) - counts
+    return mask.nonzero()[:, 1].int(), starts.int()

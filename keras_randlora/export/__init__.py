@@ -1,0 +1,14 @@
+"""Artefacts of the merged model for other runtimes.
+
+In: an adapted model and a format. Out: a file or folder without a trace of the adapter.
+"""
+
+from keras_randlora.export.artefacts import (
+    FORMATS,
+    export_merged,
+)
+
+__all__ = [
+    "FORMATS",
+    "export_merged",
+]

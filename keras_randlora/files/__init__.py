@@ -1,0 +1,41 @@
+"""Adapters, optimizers and mixtures of adapters on disk.
+
+In: an adapted model, or a path. Out: files that are whole or not there, or the model
+with their content.
+"""
+
+from keras_randlora.files.adapter import (
+    checked_suffix,
+    load_adapter,
+    read_adapter,
+    save_adapter,
+)
+from keras_randlora.files.combine import (
+    PathLike,
+    merge_adapters,
+)
+from keras_randlora.files.optimizer import (
+    load_optimizer,
+    save_optimizer,
+)
+from keras_randlora.files.weights import (
+    check_adapter,
+    get_adapter,
+    require_finite,
+    set_adapter,
+)
+
+__all__ = [
+    "PathLike",
+    "check_adapter",
+    "checked_suffix",
+    "get_adapter",
+    "load_adapter",
+    "load_optimizer",
+    "merge_adapters",
+    "read_adapter",
+    "require_finite",
+    "save_adapter",
+    "save_optimizer",
+    "set_adapter",
+]

@@ -1,0 +1,336 @@
+"""Adapter files: one `.safetensors` that any backend reads.
+
+The tensors are those of `get_adapter`. The header's metadata holds, as JSON, the
+format's version, the options, and the base's fingerprint: path and kernel shape of
+every adapted layer; and a checksum of all that and the tensors. Where the options say
+`basis="given"`, the bases stand in the file once, as `basis_a` and `basis_b`; else they
+follow from the options' seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from keras_randlora.adapt import (
+    Bases,
+    Report,
+    adapted_state,
+    adapter_shapes,
+    enable_with_config,
+    given_bases,
+    is_adapted,
+    select_paths,
+    sites,
+    summary,
+    warn_of_unsaved,
+    warn_of_zero_update,
+)
+from keras_randlora.config import GIVEN, RandLoRAConfig
+from keras_randlora.files.weights import check_adapter, get_adapter, set_adapter
+from keras_randlora.layers import RandLoRALayer, kernel_shape, stable_names
+from keras_randlora.tools import write_atomically
+
+FORMAT = "keras-randlora-adapter"
+FORMAT_VERSION = 1
+CHECKSUM = "sha256"
+BASIS_NAMES = ("basis_a", "basis_b")
+
+
+class AdapterFile(NamedTuple):
+    """The content of an adapter file.
+
+    Attributes:
+        config: The options of the adaptation.
+        layers: Kernel shape of each adapted layer, by path.
+        also_trained: Paths of the layers trained as they are.
+        tensors: The trained values, as `get_adapter` returns them.
+        bases: `basis_a` of shape `(r, s)` and `basis_b` of shape `(l, n * r)`
+            where they do not follow from the seed, else `None`.
+    """
+
+    config: RandLoRAConfig
+    layers: dict[str, tuple[int, ...]]
+    also_trained: tuple[str, ...]
+    tensors: dict[str, np.ndarray]
+    bases: Bases | None
+
+
+def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Write the trained values of an adapted model to one `.safetensors` file.
+
+    The file is written beside its place and renamed, so that a crash leaves the
+    former file whole.
+
+    Args:
+        model: An adapted model.
+        path: Ends in `.safetensors`.
+
+    Raises:
+        ValueError: The model is not adapted, the path has another suffix, or a
+            trained value is not finite.
+        OSError: The file cannot be written.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> kr.save_adapter(model, "adapter.safetensors")
+    >>> kr.disable_randlora(model)
+    >>> kr.load_adapter(model, "adapter.safetensors").trainable
+    12
+    """
+    state = adapted_state(model)
+    warn_of_zero_update(model, state.selection.adapted)
+    warn_of_unsaved(model, state.variables().values())
+    file = AdapterFile(
+        config=state.config,
+        layers={s.path: kernel_shape(s.layer) for s in state.selection.adapted},
+        also_trained=tuple(site.path for site in state.selection.also_trained),
+        tensors=get_adapter(model),
+        bases=given_bases(model),
+    )
+    write_adapter(file, path)
+
+
+def write_adapter(file: AdapterFile, path: str | os.PathLike[str]) -> None:
+    """Write the content of an adapter file; see `save_adapter`."""
+    path = checked_suffix(path)
+    check_adapter(file.tensors, {key: a.shape for key, a in file.tensors.items()})
+    tensors = {key: np.array(array, order="C") for key, array in file.tensors.items()}
+    if file.bases is not None:
+        tensors |= dict(zip(BASIS_NAMES, file.bases, strict=True))
+    header: dict[str, Any] = {
+        "version": FORMAT_VERSION,
+        "config": json.loads(file.config.to_json()),
+        "layers": file.layers,
+        "also_trained": file.also_trained,
+    }
+    header[CHECKSUM] = _checksum(header, tensors)
+    # One entry: safetensors writes several in no fixed order.
+    metadata = {FORMAT: json.dumps(header, sort_keys=True)}
+    write_atomically(path, save(tensors, metadata=metadata))
+
+
+def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
+    """Load an adapter file into a model.
+
+    A plain model is adapted first, with the options and the layers of the file. An
+    adapted model must have been adapted with the same ones.
+
+    Args:
+        model: A built model with the base weights that the adapter was trained on.
+        path: A file that `save_adapter` wrote, on any backend.
+
+    Returns:
+        A `Report` of the adapted layers and the counts.
+
+    Raises:
+        ValueError: The file is damaged, of another kind or version, was made for
+            another model or other options, or holds non-finite values. The model
+            is unchanged.
+        FileNotFoundError: There is no such file.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> kr.save_adapter(model, "adapter.safetensors")
+    >>> fresh = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> kr.load_adapter(fresh, "adapter.safetensors").layers[0].path
+    'd'
+    """
+    file = read_adapter(path)
+    if is_adapted(model) or any(
+        isinstance(site.layer, RandLoRALayer) for site in sites(model)
+    ):
+        _require_same_adaptation(model, file, path)
+        set_adapter(model, file.tensors)
+        return summary(model)
+    require_same_base(model, file, path)
+    selection = select_paths(model, list(file.layers), file.also_trained)
+    check_adapter(file.tensors, adapter_shapes(model, file.config, selection))
+    report = enable_with_config(model, file.config, selection, bases=file.bases)
+    set_adapter(model, file.tensors)
+    return report
+
+
+def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
+    """Read and check an adapter file without a model.
+
+    Raises:
+        ValueError: The file is damaged, or of another kind or version.
+        FileNotFoundError: There is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no adapter file '{path}'.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(
+            f"'{path}' is not a readable safetensors file ({error}). It may be "
+            "truncated or damaged."
+        ) from error
+    header = _header(path, metadata)
+    stored = json.loads(metadata[FORMAT])
+    if stored.pop(CHECKSUM, None) != _checksum(stored, tensors):
+        raise ValueError(
+            f"'{path}' is damaged: its content does not match its checksum. Copy or "
+            "save it again."
+        )
+    for name, array in tensors.items():
+        if not np.all(np.isfinite(array.astype("float32"))):
+            raise ValueError(
+                f"'{path}' holds values that are not finite, first in '{name}'."
+            )
+    bases = _bases(path, tensors) if header["config"].basis == GIVEN else None
+    return AdapterFile(tensors=_with_stable_names(tensors), bases=bases, **header)
+
+
+def _with_stable_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename weights without a name, which version 1.0 wrote as Keras had them."""
+
+    def number(key: str) -> int:
+        digits = re.search(r"/variable_(\d+)$", key)
+        return int(digits[1]) if digits else 0
+
+    found: dict[str, np.ndarray] = {}
+    groups: dict[str, list[str]] = {}
+    for key in sorted(tensors, key=number):
+        groups.setdefault(key.rpartition("/")[0], []).append(key)
+    for layer, keys in groups.items():
+        names = stable_names([key.rpartition("/")[2] for key in keys])
+        for key, name in zip(keys, names, strict=True):
+            found[f"{layer}/{name}" if layer else name] = tensors[key]
+    return found
+
+
+def _bases(path: Path, tensors: dict[str, np.ndarray]) -> Bases:
+    """Take the bases from the tensors."""
+    for name in BASIS_NAMES:
+        if name not in tensors or tensors[name].ndim != 2:
+            raise ValueError(
+                f"'{path}' cannot be read as an adapter: it lacks its bases, the "
+                f"matrix '{name}'."
+            )
+    basis_a, basis_b = (tensors.pop(name) for name in BASIS_NAMES)
+    return basis_a, basis_b
+
+
+def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if FORMAT not in metadata:
+        raise ValueError(
+            f"'{path}' is a safetensors file, but not a keras-randlora adapter."
+        )
+    try:
+        header = json.loads(metadata[FORMAT])
+        version = header["version"]
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"it has format version {version!r}; this version of keras_randlora "
+                f"reads version {FORMAT_VERSION}"
+            )
+        return {
+            "config": RandLoRAConfig.from_json(json.dumps(header["config"])),
+            "layers": {
+                layer: tuple(int(size) for size in shape)
+                for layer, shape in header["layers"].items()
+            },
+            "also_trained": tuple(header["also_trained"]),
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"'{path}' cannot be read as an adapter: {error}.") from error
+
+
+def require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None:
+    """Check that a plain model has the layers and kernel shapes of the file.
+
+    Raises:
+        ValueError: Naming the first layer that is not there or differs.
+    """
+    present = {site.path: site for site in sites(model)}
+    for layer, shape in file.layers.items():
+        if layer not in present or not present[layer].linear:
+            raise ValueError(
+                f"'{path}' was made for another model: it adapts layer '{layer}', "
+                f"which model '{model.name}' does not have."
+            )
+        found = kernel_shape(present[layer].layer)
+        if found != shape:
+            raise ValueError(
+                f"'{path}' was made for another model: the kernel of layer "
+                f"'{layer}' has shape {found} here and {shape} in the file."
+            )
+
+
+def _require_same_adaptation(model: keras.Model, file: AdapterFile, path: Any) -> None:
+    state = adapted_state(model)
+    mine = {s.path: kernel_shape(s.layer) for s in state.selection.adapted}
+    for layer in sorted(set(mine) ^ set(file.layers)):
+        where = "model" if layer in mine else "file"
+        raise ValueError(
+            f"'{path}' does not fit: layer '{layer}' is adapted in the {where} only. "
+            "Call `disable_randlora(model)` first to load it with its own options."
+        )
+    for layer, shape in file.layers.items():
+        if mine[layer] != shape:
+            raise ValueError(
+                f"'{path}' was made for another model: the kernel of layer "
+                f"'{layer}' has shape {mine[layer]} here and {shape} in the file."
+            )
+    for option in ("rank", "alpha", "basis", "sparsity", "seed", "num_bases"):
+        ours, theirs = getattr(state.config, option), getattr(file.config, option)
+        if ours != theirs:
+            raise ValueError(
+                f"'{path}' was trained with {option}={theirs!r}, the model is adapted "
+                f"with {option}={ours!r}. Call `disable_randlora(model)` first to "
+                "load it with its own options."
+            )
+    _require_same_bases(model, file, path)
+
+
+def _require_same_bases(model: keras.Model, file: AdapterFile, path: Any) -> None:
+    bank = adapted_state(model).selection.adapted[0].layer.bank
+    if not bank.given or file.bases is None:
+        return
+    for name, ours, theirs in zip(BASIS_NAMES, bank.draw(), file.bases, strict=True):
+        if not np.array_equal(ours, bank.rounded(theirs)):
+            raise ValueError(
+                f"'{path}' was trained with other bases than the model is adapted "
+                f"with: its '{name}' differs. Call `disable_randlora(model)` first "
+                "to load it with its own bases."
+            )
+
+
+def _checksum(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
+    """Return the SHA-256 of the header and of every tensor with name and shape."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def checked_suffix(path: str | os.PathLike[str]) -> Path:
+    """Return the path of an adapter file if its name ends as it must.
+
+    Raises:
+        ValueError: It does not end in `.safetensors`.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"An adapter file's name ends in '.safetensors'. Received: '{path}'."
+        )
+    return path

@@ -1,0 +1,148 @@
+"""Several adapters folded into one model."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_randlora.adapt import (
+    adapted_state,
+    disable_randlora,
+    models_holding,
+    renew_optimizer,
+    require_plain,
+    sites,
+)
+from keras_randlora.files.adapter import load_adapter, read_adapter, require_same_base
+from keras_randlora.layers import (
+    dense_kernel,
+    held_arrays,
+    hold,
+    named_weights,
+    write_kernel,
+)
+from keras_randlora.tools import shown
+
+PathLike = str | os.PathLike[str]
+
+
+def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> None:
+    """Fold a weighted sum of adapters into the kernels of a plain model.
+
+    Every kernel becomes `W + sum_i weight_i * update_i`, exactly: the adapters may
+    differ in rank, basis, seed and layers. Layers that were trained as they are
+    move by the weighted sum of their own changes. The model stays plain.
+
+    Args:
+        model: A plain model with the base weights of all the adapters.
+        adapters: The weight of each adapter file.
+
+    Raises:
+        ValueError: The model is adapted, a file is damaged or made for another
+            model, or a weight is not finite. The model is unchanged.
+        TypeError: A weight is not a number.
+        FileNotFoundError: There is no such file.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> for seed, path in enumerate(["a.safetensors", "b.safetensors"]):
+    ...     _ = kr.enable_randlora(model, rank=2, targets="d", seed=seed)
+    ...     kr.save_adapter(model, path)
+    ...     kr.disable_randlora(model)
+    >>> kr.merge_adapters(model, {"a.safetensors": 0.7, "b.safetensors": 0.3})
+    """
+    if not adapters:
+        raise ValueError("`adapters` is empty: name at least one adapter file.")
+    require_plain(model)
+    for path, weight in adapters.items():
+        _check_weight(path, weight)
+        require_same_base(model, read_adapter(path), path)
+    linear = [site.layer for site in sites(model) if site.linear]
+    for holder in models_holding(model, linear):
+        renew_optimizer(holder)
+    totals: dict[str, Change] = {}
+    for path, weight in adapters.items():
+        for key, (target, change) in _changes(model, path).items():
+            total = totals[key].value if key in totals else 0.0
+            totals[key] = Change(target, total + weight * change)
+    _add_all(totals)
+
+
+class Change(NamedTuple):
+    """What is added to a variable, or to the kernel of a layer."""
+
+    target: keras.Variable | keras.layers.Layer
+    value: np.ndarray
+
+    def add(self) -> Callable[[], None]:
+        """Add it; return what takes it back, exactly."""
+        target = self.target
+        if isinstance(target, keras.Variable):
+            before = np.array(ops.convert_to_numpy(target))
+            target.assign(ops.cast(_to_float32(target) + self.value, target.dtype))
+            return lambda: target.assign(before)
+        held = held_arrays(target)
+        kernel = np.array(ops.convert_to_numpy(dense_kernel(target)))
+        write_kernel(target, kernel + self.value)
+        return lambda: hold(target, held)
+
+
+def _add_all(changes: dict[str, Change]) -> None:
+    """Add all changes, which are emptied, or none of them."""
+    taken_back = []
+    try:
+        for key in shown(list(changes), "Merging", "variable"):
+            taken_back.append(changes.pop(key).add())
+    except BaseException:
+        for take_back in taken_back:
+            take_back()
+        raise
+
+
+def _changes(model: keras.Model, path: PathLike) -> dict[str, Change]:
+    """Return what an adapter adds to each variable; the model is left as it was."""
+    trained = read_adapter(path).tensors
+    before = {
+        f"{site.path}/{name}": np.array(ops.convert_to_numpy(variable))
+        for site in sites(model)
+        for name, variable in named_weights(site.layer).items()
+        if f"{site.path}/{name}" in trained
+    }
+    load_adapter(model, path)
+    state = adapted_state(model)
+    try:
+        changes = {
+            f"{site.path}/kernel": Change(
+                site.layer, _to_float32(site.layer.randlora.update())
+            )
+            for site in shown(state.selection.adapted, f"Reading {path}", "layer")
+        }
+        for key, variable in state.extra.items():
+            change = _to_float32(variable) - _to_float32(before[key])
+            changes[key] = Change(variable, change)
+    finally:
+        for key, variable in state.extra.items():
+            variable.assign(before[key])
+        disable_randlora(model)
+    return changes
+
+
+def _check_weight(path: PathLike, weight: Any) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+        raise TypeError(
+            f"The weight of '{path}' must be a number. Received: {weight!r} (of type "
+            f"{type(weight).__name__})."
+        )
+    if not math.isfinite(weight):
+        raise ValueError(f"The weight of '{path}' must be finite. Received: {weight}.")
+
+
+def _to_float32(array: Any) -> np.ndarray:
+    return np.array(ops.convert_to_numpy(array)).astype("float32")

@@ -1,0 +1,248 @@
+"""The product of a layer's input with its adapted kernel, and its gradient.
+
+Two ways give the same result. With T tokens, a kernel of sides l and s and
+n·r ≈ s, counted in multiply-adds ×2:
+
+| way | extra operations over the frozen layer, forward + backward |
+|---|---|
+| materialized: `x (W + M)`, M formed again for the gradient | `3 s b` + `2 T l s` |
+| factored: `x W + (x …) …` through the two factors | `2 T b` + `6 T n r s` |
+
+`b` is what a product of B with one column costs, `2 l n r` for a dense one. Both keep
+only the input for the backward pass: a quantized kernel is dequantized again there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_randlora.layers.quantized import FrozenKernel
+from keras_randlora.tools import cast, transpose
+from keras_randlora.update import (
+    BasisBank,
+    KernelLayout,
+    UpdateShape,
+    adapter_gradients,
+    computed_after,
+    kernel_update,
+    scaled_basis_a,
+    with_gradient,
+)
+
+Array = Any
+# What `auto` adds to the operations for each entry that passes through memory several
+# times: of the update, and of the tokens' inputs, outputs and inner products. Fitted to
+# `benchmarks/results/single_layer.json`.
+ENTRY_OF_UPDATE = 400
+ENTRY_OF_TOKENS = 350
+
+
+@dataclass(frozen=True)
+class AdaptedProduct:
+    """The product `x · (W + update)` of one layer.
+
+    Attributes:
+        layout: How the layer's kernel is read as a matrix.
+        kernel: How the frozen kernel is held.
+        shape: Sizes of the update.
+        bank: Owner of the bases.
+        scale: `alpha / rank`.
+    """
+
+    layout: KernelLayout
+    kernel: FrozenKernel
+    shape: UpdateShape
+    bank: BasisBank
+    scale: float
+
+    def way(self, compute: str, tokens: int | None, dropout: bool = False) -> str:
+        """Return `"materialized"` or `"factored"`, resolving `"auto"`.
+
+        Args:
+            compute: `"materialized"`, `"factored"` or `"auto"`.
+            tokens: Rows of the input, `None` where unknown when traced.
+            dropout: Whether the adapter sees another input than the kernel, so
+                that a materialized update costs a product of its own.
+        """
+        if compute != "auto":
+            return compute
+        if tokens is None:
+            return "materialized"
+        shape = self.shape
+        features = shape.larger + shape.smaller + shape.columns
+        materialized = self.materialized_operations(tokens, dropout)
+        materialized += ENTRY_OF_UPDATE * shape.larger * shape.smaller
+        factored = (
+            self.factored_operations(tokens) + ENTRY_OF_TOKENS * tokens * features
+        )
+        return "factored" if factored < materialized else "materialized"
+
+    @property
+    def factor(self) -> float:
+        """What the product of the bases is multiplied by."""
+        return self.scale * self.bank.pair_scale
+
+    def materialized_operations(self, tokens: int, dropout: bool = False) -> int:
+        """Count the operations a materialized update adds to a training step.
+
+        The input's gradient through the frozen kernel is not counted: both ways
+        have it.
+        """
+        shape = self.shape
+        forming = 3 * shape.smaller * self.bank.operations(shape)
+        products = 6 if dropout else 2
+        return forming + products * tokens * shape.larger * shape.smaller
+
+    def factored_operations(self, tokens: int) -> int:
+        """Count the operations a factored update adds to a training step."""
+        shape = self.shape
+        through_a = 6 * shape.columns * shape.smaller
+        return tokens * (2 * self.bank.operations(shape) + through_a)
+
+    def update(self, lambda_: Array, gamma: Array, dtype: str) -> Array:
+        """Return the update of the kernel in the kernel's own shape."""
+        bases = self.bank.read(self.bank.stored(), self.shape, dtype)
+        matrix = kernel_update(self.shape, lambda_, gamma, *bases, self.factor)
+        return self.layout.to_kernel(matrix)
+
+    def base(self, inputs: Array, held: Sequence[Array]) -> Array:
+        """Return `inputs · kernel`.
+
+        Args:
+            inputs: The layer's input.
+            held: The tensors that hold the frozen kernel.
+        """
+        layout, frozen = self.layout, self.kernel
+
+        def forward(x: Array, *held: Array) -> Array:
+            kernel = cast(self._base_kernel(held, x, after=x), _dtype(x))
+            return layout.apply(frozen.seen(x), kernel)
+
+        def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
+            x, *held = tensors
+            kernel = cast(self._base_kernel(held, x, after=gradient), _dtype(x))
+            gradient = layout.output_rows(gradient, len(x.shape))
+            x_gradient = gradient @ transpose(layout.to_matrix(kernel))
+            return layout.from_rows(x_gradient, x), *(None,) * len(held)
+
+        return with_gradient(forward, backward)(inputs, *held)
+
+    def materialized(
+        self, inputs: Array, held: Sequence[Array], lambda_: Array, gamma: Array
+    ) -> Array:
+        """Return `inputs · (kernel + update)`, without `held` `inputs · update`.
+
+        Args:
+            inputs: The layer's input.
+            held: The tensors that hold the frozen kernel, or none.
+            lambda_: λ of shape `(r, n)`, float32.
+            gamma: γ of shape `(n, s)`, float32.
+        """
+        layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
+        frozen, count = self.kernel, len(held)
+
+        def forward(x: Array, lambda_: Array, gamma: Array, *others: Array) -> Array:
+            held, stored = others[:count], others[count:]
+            lambda_ = computed_after(x, lambda_)
+            bases = bank.read(stored, shape, x.dtype, after=x)
+            update = kernel_update(shape, lambda_, gamma, *bases, scale)
+            kernel = self._base_kernel(held, x, after=x)
+            kernel = _sum(kernel, layout.to_kernel(update))
+            return layout.apply(frozen.seen(x), kernel)
+
+        def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
+            x, lambda_, gamma, *others = tensors
+            held, stored = others[:count], others[count:]
+            lambda_ = computed_after(gradient, lambda_)
+            gamma = computed_after(gradient, gamma)
+            bases = bank.read(stored, shape, x.dtype, after=gradient)
+            update = kernel_update(shape, lambda_, gamma, *bases, scale)
+            kernel = self._base_kernel(held, x, after=gradient)
+            matrix = None if kernel is None else layout.to_matrix(kernel)
+            gradient = layout.output_rows(gradient, len(x.shape))
+            x_gradient = gradient @ transpose(_sum(matrix, update))
+            x_gradient = layout.from_rows(x_gradient, x)
+            del update, kernel, matrix  # torch frees what has no name
+            rows = layout.rows(frozen.seen(x))
+            # The gradient of M, which is the kernel's or its transpose.
+            larger, smaller = (gradient, rows) if shape.transposed else (rows, gradient)
+            basis_a, basis_b = bases
+            projected = basis_b.project(transpose(larger) @ smaller)
+            adapter = adapter_gradients(projected, lambda_, gamma, basis_a, scale)
+            return x_gradient, *adapter, *(None,) * len(others)
+
+        product = with_gradient(forward, backward)
+        return product(inputs, lambda_, gamma, *held, *bank.stored())
+
+    def factored(self, inputs: Array, lambda_: Array, gamma: Array) -> Array:
+        """Return `inputs · update`, without forming the update."""
+        layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
+        frozen = self.kernel
+
+        def scaled(lambda_: Array, gamma: Array, basis_a: Array, dtype: str) -> Array:
+            basis_a = cast(basis_a, "float32")
+            return cast(scaled_basis_a(scale * lambda_, gamma, basis_a), dtype)
+
+        def forward(x: Array, lambda_: Array, gamma: Array, *stored: Array) -> Array:
+            lambda_ = computed_after(x, lambda_)
+            basis_a, basis_b = bank.read(stored, shape, x.dtype, after=x)
+            stacked = scaled(lambda_, gamma, basis_a, x.dtype)
+            columns = transpose(layout.rows(frozen.seen(x)))
+            if shape.transposed:
+                inner = stacked @ columns
+                rows = basis_b.expand_transposed(inner)
+            else:
+                inner = basis_b.project(columns)
+                rows = transpose(inner) @ stacked
+            return layout.from_output_rows(rows, x)
+
+        def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
+            x, lambda_, gamma, *stored = tensors
+            lambda_ = computed_after(gradient, lambda_)
+            gamma = computed_after(gradient, gamma)
+            basis_a, basis_b = bank.read(stored, shape, x.dtype, after=gradient)
+            stacked = scaled(lambda_, gamma, basis_a, x.dtype)
+            rows = layout.rows(frozen.seen(x))
+            gradient = layout.output_rows(gradient, len(x.shape))
+            if shape.transposed:
+                inner = basis_b.project(transpose(gradient))
+                stacked_gradient = inner @ rows
+                x_gradient = transpose(inner) @ stacked
+            else:
+                inner = basis_b.project(transpose(rows))
+                stacked_gradient = inner @ gradient
+                x_gradient = basis_b.expand_transposed(stacked @ transpose(gradient))
+            adapter = adapter_gradients(
+                stacked_gradient, lambda_, gamma, basis_a, scale
+            )
+            x_gradient = layout.from_rows(x_gradient, x)
+            return x_gradient, *adapter, *(None,) * len(stored)
+
+        product = with_gradient(forward, backward)
+        return product(inputs, lambda_, gamma, *bank.stored())
+
+    def _base_kernel(
+        self, held: Sequence[Array], inputs: Array, after: Array
+    ) -> Array | None:
+        """Return the frozen kernel for a product with `inputs`, `None` without one."""
+        if not held:
+            return None
+        kernel, *others = held
+        if _dtype(kernel) != _dtype(inputs):
+            kernel = computed_after(after, kernel)
+        return self.kernel.dense((kernel, *others), _dtype(inputs))
+
+
+def _dtype(tensor: Array) -> str:
+    return keras.backend.standardize_dtype(tensor.dtype)
+
+
+def _sum(kernel: Array | None, update: Array) -> Array:
+    """Return their sum in the update's dtype, taken in the wider of the two."""
+    if kernel is None:
+        return update
+    return cast(kernel + cast(update, _dtype(kernel)), _dtype(update))

@@ -1,0 +1,279 @@
+"""Frozen kernels as layers hold them, in floating point or quantized.
+
+| `quantization_mode` | held | the kernel in floating point |
+|---|---|---|
+| `None` | `kernel` | `kernel` |
+| `"int8"` | `kernel`, `kernel_scale` | `kernel / scale`, a scale per output |
+| `"int4"` | packed `kernel`, `kernel_scale` | `kernel / scale`, a scale per output |
+| `"int4"`, blocks | and `kernel_zero` | `(kernel - zero) * scale`, one per block |
+
+A layer may also round its inputs to 8 bits (Keras's default for `"int8"`); the gradient
+passes through that rounding unchanged, as in Keras.
+
+Source: `keras/src/layers/core/dense.py` and `einsum_dense.py` of Keras 3.15.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_randlora.tools import cast, reshape
+
+Array = Any
+SUPPORTED_MODES = (None, "int8", "int4")
+_FLOAT = ("_kernel",)
+_PER_OUTPUT = ("_kernel", "kernel_scale")
+_PER_BLOCK = ("_kernel", "kernel_scale", "kernel_zero")
+
+
+@dataclass(frozen=True)
+class FrozenKernel:
+    """How a kernel in floating point is held: as itself.
+
+    Attributes:
+        shape: Shape of the kernel in floating point.
+        names: Names of the layer's attributes that hold it.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = _FLOAT
+
+    def dense(self, held: Sequence[Array], dtype: Any) -> Array:
+        """Return the kernel in floating point; not narrower than `dtype`.
+
+        Args:
+            held: The tensors of the attributes `names`.
+            dtype: Dtype of the product.
+        """
+        return held[0]
+
+    def seen(self, inputs: Array) -> Array:
+        """Return the inputs as the product sees them."""
+        return inputs
+
+
+@dataclass(frozen=True)
+class QuantizedKernel(FrozenKernel):
+    """How a quantized kernel is held.
+
+    Attributes:
+        packed_columns: Columns of a kernel whose rows hold two entries a byte, else
+            `None`.
+        block: Rows that share a scale, `None` for all.
+        scale_for_kernel: Brings `kernel_scale` to the axes of the kernel, `None` where
+            it has them.
+        round_inputs: Quantizes the inputs, `(integers, scale)`, or `None`.
+    """
+
+    packed_columns: int | None = None
+    block: int | None = None
+    scale_for_kernel: Callable[[Array], Array] | None = None
+    round_inputs: Callable[[Array], tuple[Array, Array]] | None = None
+
+    def dense(self, held: Sequence[Array], dtype: Any) -> Array:
+        """Return the kernel in `dtype`, with the operations that Keras runs."""
+        kernel, scale = held[:2]
+        if self.packed_columns is not None:
+            kernel = keras.quantizers.unpack_int4(kernel, self.packed_columns, axis=-1)
+        kernel, scale = cast(kernel, dtype), cast(scale, dtype)
+        if self.block is not None:
+            kernel = _from_blocks(kernel, scale, cast(held[2], dtype), self.block)
+        elif self.scale_for_kernel is not None:
+            kernel = kernel / self.scale_for_kernel(scale)
+        else:
+            kernel = kernel / scale
+        return reshape(kernel, self.shape)
+
+    def seen(self, inputs: Array) -> Array:
+        """Return the inputs, rounded where the layer rounds them."""
+        if self.round_inputs is None:
+            return inputs
+        integers, scale = self.round_inputs(inputs)
+        return cast(integers, keras.backend.standardize_dtype(inputs.dtype)) / scale
+
+
+def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
+    """Return the shape of a layer's kernel in floating point, however it is held."""
+    if layer.quantization_mode == "int4":
+        if isinstance(layer, keras.layers.EinsumDense):
+            return tuple(layer.original_kernel_shape)
+        return layer._orig_input_dim, layer._orig_output_dim
+    return tuple(layer._kernel.shape)
+
+
+def float_policy(layer: keras.layers.Layer) -> keras.DTypePolicy:
+    """Return the dtype policy that a layer had before it was quantized, or has."""
+    compute, variable = layer.compute_dtype, layer.variable_dtype
+    return keras.DTypePolicy(compute if compute == variable else f"mixed_{compute}")
+
+
+def frozen_kernel(layer: keras.layers.Layer) -> FrozenKernel:
+    """Return how the kernel of a built `Dense` or `EinsumDense` layer is held."""
+    shape, mode = kernel_shape(layer), layer.quantization_mode
+    if mode is None:
+        return FrozenKernel(shape)
+    einsum = isinstance(layer, keras.layers.EinsumDense)
+    round_inputs = None
+    if layer.inputs_quantizer is not None:
+        axis = layer.quantization_axis if einsum else -1
+        quantizer = layer.inputs_quantizer
+
+        def round_inputs(inputs: Array) -> tuple[Array, Array]:
+            return quantizer(inputs, axis=axis)
+
+    if mode == "int8":
+        adjust = layer._adjust_scale_for_dequant if einsum else None
+        return QuantizedKernel(
+            shape, _PER_OUTPUT, scale_for_kernel=adjust, round_inputs=round_inputs
+        )
+    columns = layer._int4_unpacked_column_size if einsum else layer._orig_output_dim
+    block = layer._int4_block_size
+    if block in (None, -1):
+        return QuantizedKernel(shape, _PER_OUTPUT, columns, round_inputs=round_inputs)
+    return QuantizedKernel(shape, _PER_BLOCK, columns, block)
+
+
+def dense_kernel(layer: keras.layers.Layer) -> Array:
+    """Return a layer's frozen kernel, of shape `kernel_shape(layer)`.
+
+    Returns:
+        In float32, in float64 where the kernel has that.
+    """
+    frozen = frozen_kernel(layer)
+    held = [getattr(layer, name).value for name in frozen.names]
+    return widened(frozen.dense(held, "float32"), layer._kernel.dtype)
+
+
+def widened(tensor: Array, dtype: Any) -> Array:
+    """Return a tensor in float32, or in float64 if `dtype` is that."""
+    double = keras.backend.standardize_dtype(dtype) == "float64"
+    return cast(tensor, "float64" if double else "float32")
+
+
+def held_arrays(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
+    """Return a copy of what holds the kernel, by the name of the layer's attribute."""
+    return {
+        name: np.array(ops.convert_to_numpy(getattr(layer, name)))
+        for name in frozen_kernel(layer).names
+    }
+
+
+def hold(layer: keras.layers.Layer, arrays: Mapping[str, Array]) -> None:
+    """Assign what `held_arrays` returned."""
+    for name in frozen_kernel(layer).names:
+        getattr(layer, name).assign(arrays[name])
+
+
+def write_kernel(layer: keras.layers.Layer, kernel: Array) -> None:
+    """Assign a kernel, rounded to the layer's dtype or quantized as the layer is.
+
+    Args:
+        layer: A `Dense` or `EinsumDense`, plain or adapted.
+        kernel: In floating point, of shape `kernel_shape(layer)`.
+    """
+    if layer.quantization_mode is None:
+        layer._kernel.assign(ops.cast(kernel, layer._kernel.dtype))
+    else:
+        hold(layer, held_arrays(quantized_alike(layer, kernel)))
+
+
+def quantized_alike(layer: keras.layers.Layer, kernel: Array) -> keras.layers.Layer:
+    """Return a plain layer of `kernel`, quantized as `layer` is, with its bias.
+
+    Args:
+        layer: A quantized `Dense` or `EinsumDense`, plain or adapted.
+        kernel: In floating point, of shape `kernel_shape(layer)`.
+    """
+    plain_class = getattr(layer, "plain_class", type(layer))
+    config = plain_class.get_config(layer)
+    config |= {"dtype": "float32", "quantization_config": None}
+    twin = plain_class.from_config(config)
+    twin.build_from_config(layer.get_build_config())
+    twin._kernel.assign(kernel)
+    if layer.bias is not None:
+        twin.bias.assign(layer.bias)
+    with _quick_collection():
+        twin.quantize(layer.quantization_mode, config=_quantization_config(layer))
+    return twin
+
+
+def restore_float(layer: keras.layers.Layer, kernel: Array) -> None:
+    """Make a quantized plain layer one in floating point.
+
+    Args:
+        layer: A quantized `Dense` or `EinsumDense`; changed in place.
+        kernel: Its kernel in floating point, of shape `kernel_shape(layer)`.
+    """
+    shape = kernel_shape(layer)
+    layer._tracker.unlock()
+    with _quick_collection():
+        for name in (*frozen_kernel(layer).names, "g_idx", "inputs_quantizer"):
+            if hasattr(layer, name):
+                delattr(layer, name)
+    layer._is_quantized = False
+    layer.quantization_config = None
+    layer.dtype_policy = float_policy(layer)
+    with layer._open_name_scope():
+        layer._kernel = layer.add_weight(
+            name="kernel",
+            shape=shape,
+            initializer="zeros",
+            regularizer=layer.kernel_regularizer,
+        )
+    # First, as in a layer that was never quantized.
+    layer._trainable_variables.sort(key=lambda variable: variable is not layer._kernel)
+    layer._tracker.lock()
+    layer._kernel.assign(kernel)
+
+
+@contextlib.contextmanager
+def _quick_collection() -> Iterator[None]:
+    """Keep the garbage collector from all that is there already.
+
+    Keras collects after each variable that is deleted: half a second in a large model,
+    for each of hundreds of layers.
+    """
+    if gc.get_freeze_count():  # by the user, who keeps what they froze
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _quantization_config(layer: keras.layers.Layer) -> Any:
+    """Return the options that `quantize` was called with, or those of the policy."""
+    if layer.quantization_config is not None:
+        return layer.quantization_config
+    if layer.quantization_mode == "int4":
+        return keras.quantizers.Int4QuantizationConfig(
+            block_size=layer._int4_block_size
+        )
+    return keras.quantizers.Int8QuantizationConfig()
+
+
+def _from_blocks(kernel: Array, scale: Array, zero: Array, block: int) -> Array:
+    """Return `(kernel - zero) * scale`, each row of those for `block` rows.
+
+    Args:
+        kernel: Integers of shape `(rows, columns)`.
+        scale: Of shape `(ceil(rows / block), columns)`.
+        zero: Of the same shape.
+        block: Rows of a block.
+    """
+    rows, columns = kernel.shape
+    if missing := -rows % block:
+        kernel = ops.pad(kernel, [[0, missing], [0, 0]])
+    blocks = reshape(kernel, (-1, block, columns))
+    values = (blocks - zero[:, None, :]) * scale[:, None, :]
+    return reshape(values, (-1, columns))[:rows]

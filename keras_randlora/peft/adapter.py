@@ -1,0 +1,409 @@
+"""Adapters of Hugging Face PEFT's RandLora, loaded and saved without PEFT."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_randlora.adapt import (
+    AdaptedState,
+    Bases,
+    Report,
+    Selection,
+    Site,
+    adapted_state,
+    enable_with_config,
+    require_plain,
+    select_paths,
+    warn_of_unsaved,
+)
+from keras_randlora.config import GIVEN, RandLoRAConfig
+from keras_randlora.files import check_adapter, get_adapter, set_adapter
+from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer, named_weights
+from keras_randlora.peft.folder import (
+    PeftFolder,
+    draw_bases,
+    read_folder,
+    require_free,
+    write_folder,
+)
+from keras_randlora.peft.names import ModuleNames
+from keras_randlora.update import KernelLayout, UpdateShape
+
+_TRAIN_BIAS = {"none": "none", "randlora_only": "adapted"}
+_PEFT_BIAS = {ours: theirs for theirs, ours in _TRAIN_BIAS.items()}
+_PEFT_ALPHA = 640
+_FACTORS = ("lambda", "gamma")
+
+State = dict[str, np.ndarray]
+
+
+def load(
+    model: keras.Model,
+    directory: str | os.PathLike[str],
+    *,
+    name_map: Mapping[str, str] | None = None,
+) -> Report:
+    """Adapt a plain model with an adapter that PEFT's RandLora trained.
+
+    The layers, the options and the bases are those of the folder. Biases of adapted
+    layers (`bias="randlora_only"`) and linear layers that were trained whole
+    (`modules_to_save`, a classifier's head) are loaded too, and stay trainable.
+
+    Args:
+        model: A plain keras-hub backbone or task that holds the same base weights.
+        directory: A folder with `adapter_config.json` and
+            `adapter_model.safetensors`.
+        name_map: Paths of modules in transformers by layer path, for layers that
+            `keras_randlora.peft_names` has no table for.
+
+    Returns:
+        A `Report` of the adapted layers and the counts.
+
+    Raises:
+        ValueError: The folder is damaged, of another method than RandLora or made
+            for another model; it holds something that has no place in the model,
+            named in the message; or the model is adapted already. The model is
+            unchanged.
+        TypeError: The model is not a Keras model, or an option in the folder has
+            the wrong type.
+        FileNotFoundError: A file is missing.
+        ModuleNotFoundError: The folder holds no bases (`save_projection=False`)
+            and PyTorch, whose generator draws them, is not installed.
+
+    Example:
+    keras-hub models need no `name_map`.
+
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> kr.peft.save(model, "adapter", name_map={"d": "net.0"})
+    >>> kr.disable_randlora(model)
+    >>> kr.peft.load(model, "adapter", name_map={"d": "net.0"}).trainable
+    12
+    """
+    require_plain(model)
+    folder = read_folder(Path(directory))
+    names = ModuleNames(model, name_map)
+    adapted = names.sites(folder.factors)
+    state = {
+        **_factor_state(folder, adapted),
+        **_bias_state(folder, adapted),
+        **_whole_state(folder, names, adapted),
+    }
+    config = _config_of(folder, adapted, state)
+    selection = select_paths(model, config.targets or (), config.also_train)
+    _require_complete(state, selection, config)
+    bases = folder.bases or _drawn_bases(folder, adapted)
+    report = enable_with_config(model, config, selection, bases=bases)
+    set_adapter(model, state)
+    return report
+
+
+def save(
+    model: keras.Model,
+    directory: str | os.PathLike[str],
+    *,
+    name_map: Mapping[str, str] | None = None,
+    prefix: str | None = None,
+    base_model: str | None = None,
+    task_type: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the adapter of a model as a folder that PEFT loads.
+
+    `peft.PeftModel.from_pretrained(transformers_model, directory)` then computes what
+    the Keras model does. PEFT may warn of missing keys: those are the further mentions
+    of the bases, which stand in the folder once. The folder is written beside its
+    place and renamed.
+
+    Args:
+        model: A model adapted by `enable_randlora` or `load`.
+        directory: The folder to create.
+        name_map: Paths of modules in transformers by layer path, for layers that
+            `keras_randlora.peft_names` has no table for.
+        prefix: What stands before the backbone's modules in the transformers model,
+            such as `"model."`. Default: as in the model with a head for a keras-hub
+            task (`AutoModelForCausalLM`), as in the bare one for a backbone
+            (`AutoModel`).
+        base_model: Name or folder of the transformers model. PEFT's
+            `AutoPeftModelForCausalLM` and its like need it, and `task_type`.
+        task_type: Its task in PEFT, such as `"CAUSAL_LM"`.
+        overwrite: Whether an adapter folder in this place is replaced.
+
+    Raises:
+        ValueError: The model is not adapted, PEFT has no place for something that
+            was adapted or trained, named in the message, or a value is not finite.
+        FileExistsError: The place is taken.
+        OSError: The folder cannot be written.
+
+    Example:
+    keras-hub models need no `name_map`.
+
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> kr.peft.save(model, "adapter", name_map={"d": "net.0"})
+    >>> sorted(os.listdir("adapter"))
+    ['adapter_config.json', 'adapter_model.safetensors']
+    """
+    directory = Path(directory)
+    require_free(directory, overwrite)
+    state = adapted_state(model)
+    names = ModuleNames(model, name_map, prefix)
+    adapted = names.modules(state.selection.adapted)
+    whole = names.modules(state.selection.also_trained)
+    _require_representable(state)
+    warn_of_unsaved(model, state.variables().values())
+    values = get_adapter(model)
+    check_adapter(values, {path: array.shape for path, array in values.items()})
+    config = {
+        **_peft_options(state.config),
+        # An expression, as PEFT takes the ends of paths in a list for the whole: the
+        # modules of another model would match, and stay without λ and γ in silence.
+        "target_modules": "|".join(map(re.escape, adapted)),
+        # PEFT compares the ends of paths: "classifier" would be "pre_classifier" too.
+        "modules_to_save": [f".{module}" for module in whole] or None,
+        "base_model_name_or_path": base_model,
+        "task_type": task_type,
+        "fan_in_fan_out": names.conv1d,
+    }
+    folder = PeftFolder(
+        config=config,
+        factors={
+            module: (values[f"{site.path}/lambda"], values[f"{site.path}/gamma"])
+            for module, site in adapted.items()
+        },
+        biases={
+            module: values[f"{site.path}/bias"].reshape(-1)
+            for module, site in adapted.items()
+            if f"{site.path}/bias" in values
+        },
+        weights=_whole_weights(values, whole),
+        bases=_peft_bases(adapted.values()),
+    )
+    write_folder(directory, folder)
+
+
+# From a folder to the state of a model, named as `get_adapter` names it.
+
+
+def _factor_state(folder: PeftFolder, adapted: Mapping[str, Site]) -> State:
+    state = {}
+    for module, site in adapted.items():
+        lambda_, gamma = folder.factors[module]
+        shape = _update_shape(site, folder.rank)
+        expected = (shape.rank, shape.num_bases), (shape.num_bases, shape.smaller)
+        if (lambda_.shape, gamma.shape) != expected:
+            raise ValueError(
+                f"The adapter was made for another model: module '{module}' has λ and "
+                f"γ of shapes {lambda_.shape} and {gamma.shape}. Layer '{site.path}', "
+                f"{shape.inputs} by {shape.outputs} and r={shape.rank}, needs "
+                f"{expected[0]} and {expected[1]}."
+            )
+        state[f"{site.path}/lambda"], state[f"{site.path}/gamma"] = lambda_, gamma
+    return state
+
+
+def _bias_state(folder: PeftFolder, adapted: Mapping[str, Site]) -> State:
+    state = {}
+    for module, bias in folder.biases.items():
+        if module not in adapted:
+            raise ValueError(
+                f"The adapter holds a bias of module '{module}', which it does not "
+                "adapt."
+            )
+        site = adapted[module]
+        state[f"{site.path}/bias"] = _shaped_bias(f"{module}.bias", bias, site)
+    return state
+
+
+def _whole_state(
+    folder: PeftFolder, names: ModuleNames, adapted: Mapping[str, Site]
+) -> State:
+    """Return the layers that were trained whole."""
+    state = {}
+    for name, array in folder.weights.items():
+        module, _, tensor = name.rpartition(".")
+        try:
+            site = names.site(module)
+        except ValueError as error:
+            raise ValueError(
+                f"The adapter holds '{name}' as it is (`modules_to_save`, or "
+                f"embeddings of a changed vocabulary). {error}"
+            ) from error
+        if module in adapted or tensor not in ("weight", "bias"):
+            raise ValueError(
+                f"The adapter holds '{name}', which has no place in layer "
+                f"'{site.path}'."
+            )
+        if tensor == "bias":
+            state[f"{site.path}/bias"] = _shaped_bias(name, array, site)
+        else:
+            state[f"{site.path}/kernel"] = _kernel(name, array, site)
+    return state
+
+
+def _require_complete(
+    state: State, selection: Selection, config: RandLoRAConfig
+) -> None:
+    """Check that the folder holds all that is trained with these options, no more."""
+    trained = {f"{site.path}/{name}" for site in selection.adapted for name in _FACTORS}
+    for site in selection.adapted:
+        if config.train_bias == "adapted" and site.layer.bias is not None:
+            trained.add(f"{site.path}/bias")
+    for site in selection.also_trained:
+        trained |= {f"{site.path}/{name}" for name in named_weights(site.layer)}
+    for name in sorted(trained - set(state)):
+        raise ValueError(f"The adapter lacks what becomes '{name}' of the model.")
+    for name in sorted(set(state) - trained):
+        raise ValueError(
+            f"The adapter holds what becomes '{name}' of the model, but says bias="
+            f"'{_PEFT_BIAS[config.train_bias]}'."
+        )
+
+
+def _kernel(name: str, weight: np.ndarray, site: Site) -> np.ndarray:
+    layout = _layout(site)
+    if weight.shape != (layout.outputs, layout.inputs):
+        raise ValueError(
+            f"The adapter was made for another model: '{name}' has shape "
+            f"{weight.shape}. Layer '{site.path}' needs "
+            f"{(layout.outputs, layout.inputs)}."
+        )
+    return _to_numpy(layout.to_kernel(weight.T))
+
+
+def _shaped_bias(name: str, bias: np.ndarray, site: Site) -> np.ndarray:
+    shape = None if site.layer.bias is None else tuple(site.layer.bias.shape)
+    if shape is None or bias.size != math.prod(shape):
+        needs = "has none" if shape is None else f"needs {shape}"
+        raise ValueError(
+            f"The adapter was made for another model: '{name}' has shape "
+            f"{bias.shape}. Layer '{site.path}' {needs}."
+        )
+    return bias.reshape(shape)
+
+
+def _config_of(
+    folder: PeftFolder, adapted: Mapping[str, Site], state: State
+) -> RandLoRAConfig:
+    """Return the options; `targets` and `also_train` are paths."""
+    targets = tuple(site.path for site in adapted.values())
+    trained = dict.fromkeys(name.rpartition("/")[0] for name in state)
+    return RandLoRAConfig(
+        rank=folder.rank,
+        targets=targets,
+        alpha=folder.config.get("randlora_alpha", _PEFT_ALPHA),
+        basis=GIVEN,
+        dropout=folder.config.get("randlora_dropout", 0.0),
+        train_bias=_TRAIN_BIAS[folder.bias],
+        also_train=tuple(path for path in trained if path not in targets),
+    )
+
+
+def _drawn_bases(folder: PeftFolder, adapted: Mapping[str, Site]) -> Bases:
+    shapes = [_update_shape(site, folder.rank) for site in adapted.values()]
+    return draw_bases(folder.config, *_peft_sides(shapes))
+
+
+# From a model to a folder.
+
+
+def _require_representable(state: AdaptedState) -> None:
+    """Refuse what PEFT's RandLora has no way to say."""
+    if state.config.train_bias == "all":
+        raise ValueError(
+            "train_bias='all' trains biases of layers that are not adapted, for which "
+            "there is no place in the folder. Use train_bias='adapted', or "
+            "`save_adapter`."
+        )
+    for site in state.selection.adapted:
+        shape = site.layer.randlora.shape
+        full = math.ceil(shape.smaller / shape.rank)
+        if shape.num_bases != full:
+            raise ValueError(
+                f"Layer '{site.path}' has {shape.num_bases} bases (num_bases="
+                f"{state.config.num_bases}). PEFT always has {full} with its size and "
+                "rank. Use `save_adapter`."
+            )
+
+
+def _whole_weights(values: State, whole: Mapping[str, Site]) -> State:
+    """Return the layers that were trained whole, under the names of transformers."""
+    weights = {}
+    for module, site in whole.items():
+        kernel = values[f"{site.path}/kernel"]
+        weights[f"{module}.weight"] = _to_numpy(_layout(site).to_matrix(kernel)).T
+        if f"{site.path}/bias" in values:
+            weights[f"{module}.bias"] = values[f"{site.path}/bias"].reshape(-1)
+    return weights
+
+
+def _peft_bases(adapted: Iterable[Site]) -> Bases:
+    """Return the bases, of unit variance, in the size that PEFT's loader demands."""
+    layers = [site.layer for site in adapted]
+    bank = layers[0].bank
+    smaller, larger = _peft_sides([layer.randlora.shape for layer in layers])
+    columns = math.ceil(smaller / bank.rank) * bank.rank
+    all_of_it = UpdateShape(
+        bank.a_columns, bank.b_rows, bank.rank, bank.b_columns // bank.rank
+    )
+    basis_a, basis_b = map(_to_numpy, bank.bases(all_of_it, "float32"))
+    return _fitted(basis_a, bank.rank, smaller), _fitted(basis_b, larger, columns)
+
+
+def _peft_options(config: RandLoRAConfig) -> dict[str, Any]:
+    alpha = float(config.alpha or 0)
+    return {
+        "peft_type": "RANDLORA",
+        "inference_mode": True,
+        "r": config.rank,
+        "randlora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "randlora_dropout": config.dropout,
+        "bias": _PEFT_BIAS[config.train_bias],
+        "save_projection": True,
+        "projection_prng_key": 0,
+        "sparse": False,
+        "very_sparse": False,
+    }
+
+
+def _fitted(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Return the matrix cut, or filled with zeros that no layer uses, to this size."""
+    fitted = np.zeros((rows, columns), "float32")
+    part = matrix[:rows, :columns]
+    fitted[: part.shape[0], : part.shape[1]] = part
+    return fitted
+
+
+# Shapes.
+
+
+def _peft_sides(shapes: Iterable[UpdateShape]) -> tuple[int, int]:
+    """Return the sides of PEFT's bases, between the largest input and output."""
+    sides = [(shape.inputs, shape.outputs) for shape in shapes]
+    inputs, outputs = map(max, zip(*sides, strict=True))
+    return min(inputs, outputs), max(inputs, outputs)
+
+
+def _update_shape(site: Site, rank: int) -> UpdateShape:
+    layout = _layout(site)
+    return UpdateShape.of_kernel(layout.inputs, layout.outputs, rank)
+
+
+def _layout(site: Site) -> KernelLayout:
+    layer = site.layer
+    adapted = isinstance(layer, RandLoRALayer)
+    kind = type(layer) if adapted else ADAPTED_CLASSES[type(layer)]
+    return kind.layout_of(layer)
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(array))

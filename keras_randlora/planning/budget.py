@@ -1,0 +1,84 @@
+"""Ranks that give a wanted number of trainable parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_randlora.adapt import select
+from keras_randlora.config import RandLoRAConfig, positive_integer
+from keras_randlora.layers import ADAPTED_CLASSES
+from keras_randlora.update import KernelLayout, UpdateShape
+
+
+def rank_for_budget(
+    model: keras.Model, parameters: int, targets: Any = None, *, exclude: Any = None
+) -> int:
+    """Return the rank whose number of trainable parameters is nearest.
+
+    Full-rank updates: the number falls as the rank grows, from about `s²` at rank
+    1 to `r + s` at rank `r >= s`, for each kernel of smaller side `s`. No rank above
+    the largest `s` is considered: it would add parameters again, and no rank. Of two
+    ranks that are equally near, the larger one is returned.
+
+    Args:
+        model: A built, plain model.
+        parameters: Wanted number of λ and γ parameters in all.
+        targets: As in `enable_randlora`.
+        exclude: Likewise.
+
+    Raises:
+        ValueError: `parameters` is not positive, or `targets` matches nothing.
+        TypeError: `parameters` is not an integer.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
+    >>> kr.rank_for_budget(model, 1000, "all-linear")
+    4
+    """
+    parameters = positive_integer("parameters", parameters)
+    layouts = _layouts(model, targets, exclude)
+    largest = max(min(layout.inputs, layout.outputs) for layout in layouts)
+    return min(
+        range(largest, 0, -1),
+        key=lambda rank: abs(_parameters(layouts, rank) - parameters),
+    )
+
+
+def rank_like_lora(
+    model: keras.Model, lora_rank: int, targets: Any = None, *, exclude: Any = None
+) -> int:
+    """Return the rank that trains about as many parameters as LoRA at `lora_rank`.
+
+    The paper compares the two at equal counts; LoRA has `lora_rank * (in + out)`
+    for each kernel seen as a matrix `(in, out)`.
+
+    Args:
+        model: A built, plain model.
+        lora_rank: Rank of the LoRA to compare with.
+        targets: As in `enable_randlora`.
+        exclude: Likewise.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
+    >>> kr.rank_like_lora(model, 8, "all-linear")  # LoRA: 8 * (64 + 64) parameters
+    4
+    """
+    lora_rank = positive_integer("lora_rank", lora_rank)
+    layouts = _layouts(model, targets, exclude)
+    lora = sum(lora_rank * (layout.inputs + layout.outputs) for layout in layouts)
+    return rank_for_budget(model, lora, targets, exclude=exclude)
+
+
+def _layouts(model: keras.Model, targets: Any, exclude: Any) -> list[KernelLayout]:
+    config = RandLoRAConfig(targets=targets, exclude=exclude)
+    chosen = select(model, config).adapted
+    return [ADAPTED_CLASSES[type(site.layer)].layout_of(site.layer) for site in chosen]
+
+
+def _parameters(layouts: list[KernelLayout], rank: int) -> int:
+    return sum(
+        UpdateShape.of_kernel(layout.inputs, layout.outputs, rank).trainable
+        for layout in layouts
+    )

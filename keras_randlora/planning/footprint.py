@@ -1,0 +1,111 @@
+"""Bytes of weights and bases, as they are or as they would be after a change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_randlora.adapt import sites
+from keras_randlora.bases import BLOCK, DISTRIBUTIONS, blocks
+from keras_randlora.layers import ADAPTED_CLASSES, LayerOptions, own_weights
+from keras_randlora.tools import bytes_of, item_size
+from keras_randlora.update import UpdateShape
+
+QUANTIZATIONS = ("int8", "int4")
+INT4_BLOCK = 128
+
+
+class Matrix(NamedTuple):
+    """A weight that `model.quantize` stores in fewer bits.
+
+    Attributes:
+        variable: The weight as it is.
+        rows: Length of the axis along which a block shares its scale.
+        packed: Length of the axis along which two int4 numbers share a byte.
+        zero: Bytes of the zero point of an int4 block.
+    """
+
+    variable: Any
+    rows: int
+    packed: int
+    zero: int = 1
+
+
+def weight_bytes(model: keras.Model, quantization: str | None = None) -> int:
+    """Return the bytes of a plain model's weights.
+
+    `model.quantize` stores the kernels of `Dense` and `EinsumDense` layers and the
+    tables of `Embedding` and `ReversibleEmbedding` layers in fewer bits. It leaves
+    layers of other classes as they are, also those derived from these.
+
+    Args:
+        model: A plain model; its weights need no values.
+        quantization: `None` as it is, `"int8"`, or `"int4"` in blocks of 128, as after
+            `model.quantize`.
+    """
+    total = 0
+    for layer in [model, *(site.layer for site in sites(model))]:
+        matrices = _quantizable(layer) if quantization else []
+        replaced = {id(matrix.variable) for matrix in matrices}
+        total += sum(bytes_of(v) for v in own_weights(layer) if id(v) not in replaced)
+        total += sum(quantized_bytes(matrix, quantization) for matrix in matrices)
+        if matrices and quantization == "int4":
+            # The block that each row is in, once a layer, float32.
+            total += 4 * matrices[0].rows
+    return total
+
+
+def quantized_bytes(matrix: Matrix, quantization: str | None) -> int:
+    """Return the bytes of a matrix in `"int8"` or `"int4"`, with scales and zeros."""
+    size = math.prod(matrix.variable.shape)
+    columns = size // matrix.rows
+    scale = item_size(matrix.variable.dtype)
+    if quantization == "int8":
+        return size + scale * columns
+    blocks_of_rows = math.ceil(matrix.rows / INT4_BLOCK)
+    numbers = size // matrix.packed * math.ceil(matrix.packed / 2)
+    return numbers + (scale + matrix.zero) * blocks_of_rows * columns
+
+
+def basis_bytes(
+    shapes: Sequence[UpdateShape], options: LayerOptions, dtype: str
+) -> int:
+    """Return the bytes of the bases that layers of these shapes share.
+
+    Args:
+        shapes: Sizes of the updates, of one rank.
+        options: The options of the layers.
+        dtype: dtype of dense bases.
+    """
+    if options.basis_storage != "stored":
+        return 0
+    rows = max(shape.larger for shape in shapes)
+    columns = max(shape.columns for shape in shapes)
+    count = shapes[0].rank * max(shape.smaller for shape in shapes)
+    if options.basis == "kronecker":
+        count += blocks(rows) * blocks(columns) + BLOCK * BLOCK
+    else:
+        count += rows * columns
+    ternary = DISTRIBUTIONS[options.basis].dtype == "int8"
+    return count * (1 if ternary else item_size(dtype))
+
+
+def _quantizable(layer: keras.layers.Layer) -> list[Matrix]:
+    """Return the matrices of a layer that `quantize` replaces."""
+    if getattr(layer, "quantization_mode", None) is not None:
+        return []
+    if type(layer) in ADAPTED_CLASSES:
+        layout = ADAPTED_CLASSES[type(layer)].layout_of(layer)
+        return [Matrix(layer._kernel, layout.inputs, layout.outputs)]
+    if type(layer) not in (keras.layers.Embedding, keras.layers.ReversibleEmbedding):
+        return []
+    width = layer.output_dim
+    matrices = [Matrix(layer._embeddings, width, width)]
+    if not getattr(layer, "tie_weights", True):
+        reverse = layer.reverse_embeddings
+        # Keras keeps the zeros of this one in the dtype of its scales.
+        matrices.append(Matrix(reverse, width, width, item_size(reverse.dtype)))
+    return matrices

@@ -1,0 +1,41 @@
+"""The formula of the update, its gradient, kernels as matrices, the bases' owner.
+
+In: λ, γ, and the shape or equation of a kernel. Out: the update of that kernel, and
+the gradients of λ and γ.
+"""
+
+from keras_randlora.update.bank import (
+    BasisBank,
+    GivenBasisBank,
+    rebuilt_bank,
+)
+from keras_randlora.update.formula import (
+    UpdateShape,
+    adapter_gradients,
+    kernel_update,
+    scaled_basis_a,
+)
+from keras_randlora.update.gradient import (
+    computed_after,
+    with_gradient,
+)
+from keras_randlora.update.layouts import (
+    KernelLayout,
+    dense_layout,
+    einsum_layout,
+)
+
+__all__ = [
+    "BasisBank",
+    "GivenBasisBank",
+    "KernelLayout",
+    "UpdateShape",
+    "adapter_gradients",
+    "computed_after",
+    "dense_layout",
+    "einsum_layout",
+    "kernel_update",
+    "rebuilt_bank",
+    "scaled_basis_a",
+    "with_gradient",
+]

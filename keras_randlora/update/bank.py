@@ -1,0 +1,405 @@
+"""The owner of the frozen bases that all adapted layers of a model share."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_randlora.bases import (
+    BLOCK,
+    DISTRIBUTIONS,
+    Basis,
+    BasisSpec,
+    DenseBasis,
+    KroneckerBasis,
+    SparseBasis,
+    blocks,
+    dense_operations,
+    draw_a,
+    draw_a_ops,
+    draw_b,
+    draw_b_ops,
+    draw_left,
+    draw_left_ops,
+    draw_right,
+    draw_right_ops,
+    kronecker_operations,
+    pays,
+    scale_of,
+    seed_tensor,
+    sparse_operations,
+)
+from keras_randlora.config import BASIS_STORAGES
+from keras_randlora.tools import cast
+from keras_randlora.update.formula import UpdateShape
+from keras_randlora.update.gradient import computed_after
+
+Array = Any
+
+
+@keras.saving.register_keras_serializable(package="keras_randlora")
+class BasisBank(keras.layers.Layer):
+    """One pair of frozen bases, sliced by every layer that shares it.
+
+    The bases follow from the seed, so they are never written to a weights file.
+
+    Args:
+        rank: Rows `r` of `basis_a`.
+        a_columns: Columns of `basis_a`: the largest smaller side.
+        b_rows: Rows of `basis_b`: the largest larger side.
+        b_columns: Columns of `basis_b`: the largest `n * r`.
+        basis: Name of the distribution.
+        sparsity: Resolved sparsity of ternary bases, else `None`.
+        seed: Integer in `[0, 2**32)`.
+        storage: `"stored"` keeps both as non-trainable weights, int8 if ternary;
+            `"regenerated"` keeps none and draws them in each call.
+
+    Raises:
+        ValueError: `storage` is neither of them.
+
+    Example:
+    >>> bank = kr.BasisBank(rank=2, a_columns=4, b_rows=6, b_columns=4)
+    >>> basis_a, basis_b = bank.draw()
+    >>> basis_a.shape, basis_b.shape
+    ((2, 4), (6, 4))
+    """
+
+    given = False
+
+    def __init__(
+        self,
+        rank: int,
+        a_columns: int,
+        b_rows: int,
+        b_columns: int,
+        *,
+        basis: str = "uniform",
+        sparsity: float | None = None,
+        seed: int = 0,
+        storage: str = "stored",
+        **kwargs: Any,
+    ) -> None:
+        if storage not in BASIS_STORAGES:
+            raise ValueError(
+                f"`storage` must be one of {list(BASIS_STORAGES)}. Received: "
+                f"storage={storage!r}."
+            )
+        super().__init__(**kwargs)
+        self.rank = rank
+        self.a_columns = a_columns
+        self.b_rows = b_rows
+        self.b_columns = b_columns
+        self.spec = BasisSpec(basis=basis, sparsity=sparsity, seed=seed)
+        self.storage = storage
+        self._sparse_bases: dict[tuple[int, int, int], SparseBasis] = {}
+        self.build()
+
+    @classmethod
+    def for_shapes(
+        cls, shapes: Sequence[UpdateShape], spec: BasisSpec, **kwargs: Any
+    ) -> BasisBank:
+        """Return the smallest bank that serves all `shapes` (of one rank)."""
+        return cls(
+            shapes[0].rank,
+            max(shape.smaller for shape in shapes),
+            max(shape.larger for shape in shapes),
+            max(shape.columns for shape in shapes),
+            basis=spec.basis,
+            sparsity=spec.sparsity,
+            seed=spec.seed,
+            **kwargs,
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create the stored bases; nothing for regenerated storage."""
+        if self.storage == "stored":
+            for name, values in self.draw_stored().items():
+                setattr(self, name, self._frozen(name, values))
+        self.built = True
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pair as NumPy arrays, `(r, a_columns)`, `(b_rows, b_columns)`."""
+        return (
+            draw_a(self.spec, self.rank, self.a_columns),
+            draw_b(self.spec, self.b_rows, self.b_columns),
+        )
+
+    def draw_stored(self) -> dict[str, np.ndarray]:
+        """Return what stored bases hold: the pair, or A and the factors of B."""
+        if not self._is_kronecker:
+            return dict(zip(("basis_a", "basis_b"), self.draw(), strict=True))
+        return {
+            "basis_a": draw_a(self.spec, self.rank, self.a_columns),
+            "basis_left": draw_left(self.spec, self.b_rows, self.b_columns),
+            "basis_right": draw_right(self.spec),
+        }
+
+    def serves(self, shape: UpdateShape) -> bool:
+        """Return whether the pair is large enough for `shape`."""
+        return (
+            shape.rank == self.rank
+            and shape.smaller <= self.a_columns
+            and shape.larger <= self.b_rows
+            and shape.columns <= self.b_columns
+        )
+
+    def require_serves(self, shape: UpdateShape, path: str) -> None:
+        """Check that the pair is large enough for the layer `path`.
+
+        Raises:
+            ValueError: It is not.
+        """
+        if not self.serves(shape):
+            raise ValueError(
+                f"The bank of bases is too small for layer '{path}'. It serves rank "
+                f"{self.rank}, sides up to {self.b_rows} and {self.a_columns}. "
+                f"Received: {shape}."
+            )
+
+    def stored(self) -> tuple[Array, ...]:
+        """Return the stored tensors, none for regenerated storage."""
+        return tuple(map(ops.convert_to_tensor, self._non_trainable_variables))
+
+    def read(
+        self,
+        stored: Sequence[Array],
+        shape: UpdateShape,
+        dtype: Any,
+        after: Array | None = None,
+    ) -> tuple[Array, Basis]:
+        """Return `basis_a` and `basis_b` for one layer, as drawn.
+
+        Args:
+            stored: What `stored()` returned.
+            shape: Sizes of the layer's update.
+            dtype: Floating-point dtype of the result.
+            after: A tensor that a compiler must wait for before it draws or converts
+                bases, so that they do not stay alive between their uses.
+
+        Returns:
+            `basis_a` of shape `(r, s)`, and `basis_b` `(l, n * r)` as an operator. The
+            product of both must be multiplied by `pair_scale`.
+        """
+        dtype = keras.backend.standardize_dtype(dtype)
+        rows, columns = shape.larger, shape.columns
+        if dtype == "float32" and self._is_sparse(stored):
+            basis_a = cast(stored[0][:, : shape.smaller], dtype)
+            return basis_a, self._sparse_basis(stored[1], rows, columns)
+        counts = blocks(rows), blocks(columns)
+        sizes = [(self.rank, shape.smaller), (rows, columns)]
+        if self._is_kronecker:
+            sizes[1:] = [counts, (BLOCK, BLOCK)]
+        held = stored or self._draw_ops(shape, after)
+        basis_a, *basis_b = (
+            self._converted(basis[: size[0], : size[1]], dtype, after)
+            for basis, size in zip(held, sizes, strict=True)
+        )
+        if self._is_kronecker:
+            left, right = basis_b
+            return basis_a, KroneckerBasis(left, right, rows, columns)
+        return basis_a, DenseBasis(*basis_b)
+
+    @property
+    def pair_scale(self) -> float:
+        """The factor that gives the product of A and B their unit variance."""
+        return scale_of(self.spec) ** 2
+
+    def bases(self, shape: UpdateShape, dtype: Any) -> tuple[Array, Array]:
+        """Return `basis_a` and `basis_b` for one layer, with unit variance.
+
+        Args:
+            shape: Sizes of the layer's update.
+            dtype: Floating-point dtype of the result.
+
+        Returns:
+            Matrices of shape `(r, s)` and `(l, n * r)`.
+        """
+        basis_a, basis_b = self.read(self.stored(), shape, dtype)
+        scale = scale_of(self.spec)
+        return basis_a * scale, basis_b.dense() * scale
+
+    def operations(self, shape: UpdateShape) -> int:
+        """Count the operations of a product of a layer's B with one column."""
+        sides = shape.larger, shape.columns
+        if self._is_sparse(self.stored()):
+            return sparse_operations(*sides, self.spec)
+        count = kronecker_operations if self._is_kronecker else dense_operations
+        return count(*sides)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write nothing: the bases follow from the seed."""
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read nothing: the bases follow from the seed."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "rank": self.rank,
+            "a_columns": self.a_columns,
+            "b_rows": self.b_rows,
+            "b_columns": self.b_columns,
+            "basis": self.spec.basis,
+            "sparsity": self.spec.sparsity,
+            "seed": self.spec.seed,
+            "storage": self.storage,
+        }
+
+    @property
+    def _is_kronecker(self) -> bool:
+        return self.spec.basis == "kronecker"
+
+    def _is_sparse(self, stored: Sequence[Array]) -> bool:
+        """Return whether B is multiplied by its entries where it is float32."""
+        return bool(stored) and pays(self.spec, stored[1])
+
+    @property
+    def _held_dtype(self) -> str:
+        """The dtype of stored bases, to which regenerated ones are rounded too."""
+        ternary = DISTRIBUTIONS[self.spec.basis].dtype == "int8"
+        return "int8" if ternary else self.compute_dtype
+
+    def _frozen(self, name: str, values: np.ndarray) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            shape=values.shape,
+            initializer=_Values(values),
+            dtype=self._held_dtype,
+            trainable=False,
+            autocast=False,
+        )
+
+    def _draw_ops(self, shape: UpdateShape, after: Array | None) -> list[Array]:
+        """Draw what `stored()` would hold for one layer."""
+        seed = seed_tensor(self.spec)
+        if after is not None:
+            seed = computed_after(after, seed)
+        sides = shape.larger, shape.columns
+        drawn = [draw_a_ops(self.spec, self.rank, shape.smaller, seed)]
+        if self._is_kronecker:
+            drawn.append(draw_left_ops(self.spec, *sides, seed))
+            drawn.append(draw_right_ops(self.spec, seed))
+        else:
+            drawn.append(draw_b_ops(self.spec, *sides, seed))
+        return [cast(basis, self._held_dtype) for basis in drawn]
+
+    def _sparse_basis(self, entries: Array, rows: int, columns: int) -> SparseBasis:
+        """Return the leading part of B, analysed once for each size."""
+        key = rows, columns, entries._version
+        if key not in self._sparse_bases:
+            part = entries[:rows, :columns]
+            self._sparse_bases[key] = SparseBasis.of_entries(part)
+        return self._sparse_bases[key]
+
+    def _converted(self, basis: Array, dtype: Any, after: Array | None) -> Array:
+        if keras.backend.standardize_dtype(basis.dtype) == dtype:
+            return basis
+        if after is not None:
+            basis = computed_after(after, basis)
+        return cast(basis, dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_randlora")
+class GivenBasisBank(BasisBank):
+    """A pair of bases that came with a file and follows from no seed.
+
+    It is written to weights files with the model, and read from them: a bank that
+    is rebuilt from its configuration holds NaN until then.
+
+    Args:
+        rank: Rows `r` of `basis_a`.
+        a_columns: Columns of `basis_a`.
+        b_rows: Rows of `basis_b`.
+        b_columns: Columns of `basis_b`.
+
+    Attributes:
+        given: Whether the pair came with a file.
+    """
+
+    given = True
+
+    @classmethod
+    def of_arrays(
+        cls, basis_a: np.ndarray, basis_b: np.ndarray, **kwargs: Any
+    ) -> GivenBasisBank:
+        """Return the bank of `basis_a` `(r, s)` and `basis_b` `(l, n * r)`."""
+        bank = cls(*basis_a.shape, *basis_b.shape, **kwargs)
+        bank._assign(basis_a, basis_b)
+        return bank
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pair as NumPy arrays, float32."""
+        if not self.weights:
+            a = np.full((self.rank, self.a_columns), np.nan, "float32")
+            return a, np.full((self.b_rows, self.b_columns), np.nan, "float32")
+        a, b = (ops.cast(basis, "float32") for basis in self.stored())
+        return np.array(ops.convert_to_numpy(a)), np.array(ops.convert_to_numpy(b))
+
+    def rounded(self, basis: np.ndarray) -> np.ndarray:
+        """Return a basis as the bank would hold it, float32."""
+        held = ops.cast(ops.cast(basis, self._held_dtype), "float32")
+        return np.array(ops.convert_to_numpy(held))
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the pair."""
+        store["basis_a"], store["basis_b"] = self.basis_a, self.basis_b
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read the pair; a file without one, of a plain model, leaves it."""
+        if "basis_a" in store:
+            self._assign(store["basis_a"], store["basis_b"])
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        config = super().get_config()
+        for name in ("basis", "sparsity", "seed", "storage"):
+            del config[name]
+        return config
+
+    def _assign(self, basis_a: Array, basis_b: Array) -> None:
+        for variable, basis in zip(self.weights, (basis_a, basis_b), strict=True):
+            variable.assign(basis)
+
+
+class _Values(keras.initializers.Initializer):
+    """Gives the values it holds.
+
+    An object: Keras compiles the initializer of a large distributed variable by its
+    `__call__`, and JAX refuses a function's.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        return ops.convert_to_tensor(self.values, dtype)
+
+
+_REBUILT: weakref.WeakValueDictionary[str, BasisBank] = weakref.WeakValueDictionary()
+
+
+def rebuilt_bank(config: dict[str, Any] | None) -> BasisBank | None:
+    """Return the bank of a layer's configuration, the same for layers that shared one.
+
+    Keras shares objects within one `load_model` only; `clone_model` and
+    `model_from_json` rebuild layer by layer. Drawn bases never change, so that one
+    bank can serve every rebuilt model as well.
+
+    Args:
+        config: What `keras.saving.serialize_keras_object` made of the bank, `None`
+            for a layer that owns its bank.
+    """
+    if config is None or "seed" not in config["config"]:
+        return keras.saving.deserialize_keras_object(config)
+    key = json.dumps(config, sort_keys=True)
+    bank = _REBUILT.get(key)
+    if bank is None:
+        bank = _REBUILT[key] = keras.saving.deserialize_keras_object(config)
+    return bank

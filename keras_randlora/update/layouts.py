@@ -1,0 +1,186 @@
+"""The kernel of any Dense or EinsumDense layer, seen as a matrix and back.
+
+An equation is analysed once into a `KernelLayout`; afterwards only transposes,
+reshapes and einsums are run.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import string
+from dataclasses import dataclass
+from typing import Any
+
+from keras import ops
+
+from keras_randlora.tools import reshape, transpose
+
+Array = Any
+DENSE_EQUATION = "...a,ab->...b"
+
+
+@dataclass(frozen=True)
+class KernelLayout:
+    """How a kernel is read as a matrix `(inputs, outputs)`.
+
+    Attributes:
+        equation: The layer's einsum equation, perhaps with an ellipsis.
+        kernel_shape: Shape of the kernel as the layer holds it.
+        input_axes: Kernel axes that are contracted with the input.
+        output_axes: Kernel axes that appear in the output.
+    """
+
+    equation: str
+    kernel_shape: tuple[int, ...]
+    input_axes: tuple[int, ...]
+    output_axes: tuple[int, ...]
+
+    @property
+    def inputs(self) -> int:
+        """Rows of the matrix."""
+        return math.prod(self.kernel_shape[axis] for axis in self.input_axes)
+
+    @property
+    def outputs(self) -> int:
+        """Columns of the matrix."""
+        return math.prod(self.kernel_shape[axis] for axis in self.output_axes)
+
+    def to_matrix(self, kernel: Array) -> Array:
+        """Return the kernel as a matrix of shape `(inputs, outputs)`."""
+        order = self.input_axes + self.output_axes
+        return reshape(_transpose(kernel, order), (self.inputs, self.outputs))
+
+    def to_kernel(self, matrix: Array) -> Array:
+        """Return a matrix `(inputs, outputs)` in the shape of the kernel."""
+        order = self.input_axes + self.output_axes
+        split = reshape(matrix, [self.kernel_shape[axis] for axis in order])
+        return _transpose(split, _inverse(order))
+
+    def apply(self, inputs: Array, kernel: Array) -> Array:
+        """Return the layer's product, by the very operation that Keras runs."""
+        if self.equation == DENSE_EQUATION:
+            return ops.matmul(inputs, kernel)
+        return ops.einsum(self.equation, inputs, kernel)
+
+    def rows(self, inputs: Array) -> Array:
+        """Return the input as `(tokens, inputs)`."""
+        axes = self._axes(len(inputs.shape))
+        moved = _transpose(inputs, axes.input_rows)
+        return reshape(moved, (-1, self.inputs))
+
+    def output_rows(self, outputs: Array, input_ndim: int) -> Array:
+        """Return an array shaped like the output as `(tokens, outputs)`."""
+        axes = self._axes(input_ndim)
+        return reshape(_transpose(outputs, axes.output_rows), (-1, self.outputs))
+
+    def from_output_rows(self, rows: Array, inputs: Array) -> Array:
+        """Return `(tokens, outputs)` in the shape of the layer's output."""
+        axes = self._axes(len(inputs.shape))
+        sizes = ops.shape(inputs)
+        tokens = [sizes[axis] for axis in axes.input_rows[: axes.token_count]]
+        features = [self.kernel_shape[axis] for axis in self.output_axes]
+        split = reshape(rows, tokens + features)
+        return _transpose(split, _inverse(axes.output_rows))
+
+    def from_rows(self, rows: Array, inputs: Array) -> Array:
+        """Return `(tokens, inputs)` in the shape of `inputs`."""
+        axes = self._axes(len(inputs.shape))
+        sizes = ops.shape(inputs)
+        split = reshape(rows, [sizes[axis] for axis in axes.input_rows])
+        return _transpose(split, _inverse(axes.input_rows))
+
+    def tokens(self, input_shape: tuple[int | None, ...]) -> int | None:
+        """Return the number of rows the input holds, `None` where unknown."""
+        axes = self._axes(len(input_shape))
+        sizes = [input_shape[axis] for axis in axes.input_rows[: axes.token_count]]
+        return None if None in sizes else math.prod(sizes)  # type: ignore[arg-type]
+
+    def _axes(self, input_ndim: int) -> _Axes:
+        return _resolve_axes(self.equation, input_ndim)
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Axis orders that bring input and output to `(tokens…, features…)`."""
+
+    input_rows: tuple[int, ...]
+    output_rows: tuple[int, ...]
+    token_count: int
+
+
+@functools.cache
+def einsum_layout(equation: str, kernel_shape: tuple[int, ...]) -> KernelLayout:
+    """Analyse an `EinsumDense` equation.
+
+    Args:
+        equation: For instance `"btd,ndh->btnh"`, `"...x,xy->...y"`.
+        kernel_shape: Shape of the layer's kernel.
+
+    Raises:
+        ValueError: The kernel does not split into axes contracted with the
+            input and axes of the output (a batch of kernels, a summed axis).
+    """
+    inputs, kernel, outputs = _split(equation)
+    shared = sorted(set(kernel) & set(inputs) & set(outputs))
+    if shared:
+        raise ValueError(
+            f"The equation '{equation}' holds a batch of kernels: axis "
+            f"'{shared[0]}' stands in the input, the kernel and the output. "
+            "RandLoRA adapts kernels that split into input axes and output axes. "
+            "Leave this layer out of `targets`."
+        )
+    lonely = sorted(set(kernel) - set(inputs) - set(outputs))
+    summed = sorted(set(inputs) - set(kernel) - set(outputs) - {"."})
+    repeated = any(
+        len(set(labels)) != len(labels) for labels in (inputs.replace(".", ""), kernel)
+    )
+    if lonely or summed or repeated or not set(kernel) & set(inputs):
+        raise ValueError(
+            f"The equation '{equation}' is not a product of the input's axes with "
+            "a kernel that splits into input axes and output axes. Leave this "
+            "layer out of `targets`."
+        )
+    return KernelLayout(
+        equation=equation,
+        kernel_shape=tuple(kernel_shape),
+        input_axes=tuple(i for i, axis in enumerate(kernel) if axis in inputs),
+        output_axes=tuple(i for i, axis in enumerate(kernel) if axis in outputs),
+    )
+
+
+def dense_layout(kernel_shape: tuple[int, ...]) -> KernelLayout:
+    """Return the layout of a `Dense` kernel `(inputs, outputs)`."""
+    return einsum_layout(DENSE_EQUATION, tuple(kernel_shape))
+
+
+@functools.cache
+def _resolve_axes(equation: str, input_ndim: int) -> _Axes:
+    inputs, kernel, outputs = _split(equation)
+    free = [c for c in string.ascii_letters if c not in equation]
+    ellipsis = "".join(free[: input_ndim - len(inputs.replace("...", ""))])
+    inputs = inputs.replace("...", ellipsis)
+    outputs = outputs.replace("...", ellipsis)
+    tokens = [axis for axis in inputs if axis not in kernel]
+    contracted = [axis for axis in kernel if axis in inputs]
+    produced = [axis for axis in kernel if axis in outputs]
+    return _Axes(
+        input_rows=tuple(inputs.index(axis) for axis in tokens + contracted),
+        output_rows=tuple(outputs.index(axis) for axis in tokens + produced),
+        token_count=len(tokens),
+    )
+
+
+def _split(equation: str) -> tuple[str, str, str]:
+    """Return the input, kernel and output labels of an equation."""
+    left, outputs = equation.replace(" ", "").split("->")
+    inputs, kernel = left.split(",")
+    return inputs, kernel, outputs
+
+
+def _transpose(array: Array, order: tuple[int, ...]) -> Array:
+    return array if order == tuple(range(len(order))) else transpose(array, order)
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=order.__getitem__))

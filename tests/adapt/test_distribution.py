@@ -1,0 +1,301 @@
+"""Adapters trained over several devices are those trained on one."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from distribution_worker import RUNS
+from models import EXAMPLES as MODELS
+from models import structure_of
+from safetensors.numpy import load_file
+
+import keras_randlora as kr
+
+BACKEND = keras.backend.backend()
+WORKER = Path(__file__).parents[1] / "distribution_worker.py"
+EXAMPLE_WORKER = WORKER.with_name("example_worker.py")
+EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+COMPILE_FAST = os.environ["XLA_FLAGS"]  # of conftest.py
+RTOL = 1e-5
+ON_CPU = {
+    "PYTHONPATH": str(WORKER.parents[1]),
+    "CUDA_VISIBLE_DEVICES": "",
+    "JAX_PLATFORMS": "cpu",
+}
+
+on_jax = pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is for JAX")
+on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.distribute")
+on_torch = pytest.mark.skipif(BACKEND != "torch", reason="of torch.distributed")
+
+
+def run(*command, **environment):
+    """Run a Python program in a process of its own and return what it printed."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", *map(str, command)],
+        env={**os.environ, **ON_CPU, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+# keras.distribution on JAX
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    """Train over eight simulated devices in every way, and on one."""
+    folder = tmp_path_factory.mktemp("distribution")
+    dump = f"--xla_dump_to={folder / 'steps'} --xla_dump_hlo_module_re=.*train_step.*"
+    run(WORKER, folder, XLA_FLAGS=f"{EIGHT_DEVICES} {COMPILE_FAST} {dump}")
+    return json.loads((folder / "facts.json").read_text())
+
+
+distributed = pytest.mark.parametrize(
+    "name", [name for name in RUNS if RUNS[name].distribution]
+)
+
+
+@on_jax
+@distributed
+def test_losses_are_those_of_one_device(facts, name):
+    alone, spread = facts[RUNS[name].family], facts[name]
+    np.testing.assert_allclose(spread["losses"], alone["losses"], rtol=RTOL)
+    assert alone["losses"][-1] < (1 - 100 * RTOL) * alone["losses"][0]
+
+
+@on_jax
+@distributed
+def test_variables_lie_where_they_belong(facts, name):
+    assert facts[name]["misplaced before"] == []
+    assert facts[name]["misplaced after"] == []
+    assert facts[name]["misplaced when loaded"] == []
+
+
+@on_jax
+@distributed
+def test_a_loaded_adapter_is_the_saved_one(facts, name):
+    assert facts[name]["loaded differently"] == []
+
+
+@on_jax
+@pytest.mark.parametrize(
+    "name", [name for name in RUNS if RUNS[name].distribution in ("model", "sharded")]
+)
+def test_no_device_holds_or_gathers_a_whole_kernel(facts, name):
+    assert facts[name]["whole"] == []
+    assert facts[name]["gathered"] == []
+
+
+@on_jax
+def test_a_gamma_that_the_mesh_does_not_divide_is_refused(facts):
+    assert "dense/randlora/gamma' of shape (3, 6)" in facts["refusal"]
+    assert "`keras_randlora.layout_map`" in facts["refusal"]
+
+
+@on_jax
+def test_large_bases_are_those_drawn(facts):
+    assert facts["large bases are drawn"]
+
+
+# The layout map
+
+
+def mesh():
+    return keras.distribution.DeviceMesh((1, 1), ("batch", "model"), ["cpu:0"])
+
+
+LAMBDA = "block_0/query/randlora/lambda"
+GAMMA = "block_0/query/randlora/gamma"
+BASES = [f"randlora_bank/basis_{name}" for name in ("a", "b", "left", "right")]
+
+
+def axes(layout_map, path):
+    """Return the axes of a path's layout."""
+    return tuple(layout_map[path].axes)
+
+
+@pytest.fixture
+def base_map():
+    """Give a base's map with a pattern that matches adapters too."""
+    base_map = keras.distribution.LayoutMap(mesh())
+    base_map[".*query.*"] = ("model", "batch", None)
+    base_map["embedding/embeddings"] = ("model", None)
+    return base_map
+
+
+def test_the_base_keeps_its_layouts(base_map):
+    extended = kr.layout_map(base_map)
+    assert axes(extended, "block_0/query/kernel") == ("model", "batch", None)
+    assert axes(extended, "embedding/embeddings") == ("model", None)
+    assert extended["block_0/norm/scale"] is None
+    assert list(extended)[:2] == list(base_map)
+
+
+def test_adapters_and_bases_are_replicated_whatever_the_base_matches(base_map):
+    extended = kr.layout_map(base_map)
+    for path in (LAMBDA, GAMMA, *BASES, f"block_0/{BASES[0]}"):
+        assert axes(extended, path) == (None, None)
+
+
+def test_the_outputs_of_an_adapter_have_no_layout(base_map):
+    assert kr.layout_map(base_map)["block_0/query/randlora/dropout"] is None
+
+
+def test_gamma_and_basis_b_can_be_sharded(base_map):
+    extended = kr.layout_map(base_map, shard_over="model")
+    found = {path: axes(extended, path) for path in (LAMBDA, GAMMA, *BASES)}
+    assert found.pop(GAMMA) == (None, "model")
+    assert found.pop("randlora_bank/basis_b") == ("model", None)
+    assert set(found.values()) == {(None, None)}
+
+
+def test_a_pattern_that_names_the_adapter_counts(base_map):
+    base_map[".*/randlora/gamma"] = ("batch", None)
+    extended = kr.layout_map(base_map, shard_over="model")
+    assert axes(extended, GAMMA) == ("batch", None)
+    assert axes(extended, LAMBDA) == (None, None)
+
+
+def test_extending_twice_changes_nothing(base_map):
+    base_map[".*/randlora/.*"] = (None, None)
+    base_map[".*key/randlora/gamma"] = ("batch", None)
+    once = kr.layout_map(base_map, shard_over="model")
+    twice = kr.layout_map(once)
+    assert list(twice.items()) == list(once.items())
+    assert axes(twice, ".*key/randlora/gamma") == ("batch", None)
+
+
+def test_the_base_map_is_left_alone(base_map):
+    kr.layout_map(base_map)
+    assert len(base_map) == 2
+
+
+def test_a_layout_map_is_required():
+    with pytest.raises(TypeError, match=r"must be a `keras.distribution.LayoutMap`"):
+        kr.layout_map({".*kernel": (None, "model")})
+
+
+def test_an_unknown_axis_is_refused(base_map):
+    message = r"one of \['batch', 'model'\]\. Received: shard_over='data'"
+    with pytest.raises(ValueError, match=message):
+        kr.layout_map(base_map, shard_over="data")
+
+
+# What cannot work is refused, and the model is left alone
+
+
+@on_jax
+def test_enabling_outside_the_distribution_is_refused():
+    with keras.distribution.DataParallel(devices=["cpu:0"]).scope():
+        model = MODELS["mlp"].build()
+    before = structure_of(model)
+    with pytest.raises(ValueError, match=r"hidden_1.*`with distribution\.scope\(\):`"):
+        model.enable_randlora(2, "all-linear")
+    assert structure_of(model) == before
+
+
+@on_jax
+def test_a_layout_of_another_rank_is_refused(base_map):
+    with keras.distribution.ModelParallel(layout_map=base_map).scope():
+        inputs = keras.Input((4,))
+        query = keras.layers.EinsumDense("ab,bcd->acd", (2, 3), name="query")
+        model = keras.Model(inputs, query(inputs))
+        before = structure_of(model)
+        message = r"'query/randlora/lambda' of .*`keras_randlora\.layout_map`"
+        with pytest.raises(ValueError, match=message):
+            model.enable_randlora(2, "query")
+        assert structure_of(model) == before
+
+
+@on_tensorflow
+@pytest.mark.parametrize("mirrored_first", [True, False])
+def test_enabling_under_another_strategy_is_refused(mirrored_first):
+    import tensorflow as tf
+
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    scopes = [strategy.scope(), contextlib.nullcontext()]
+    building, enabling = scopes if mirrored_first else scopes[::-1]
+    with building:
+        model = MODELS["mlp"].build()
+    before = structure_of(model)
+    with enabling, pytest.raises(ValueError, match=r"the same `with strategy\.scope\("):
+        model.enable_randlora(2, "all-linear")
+    assert structure_of(model) == before
+
+
+# The examples, which are also how TensorFlow and torch are tested
+
+OPTIONS = ("--steps", 3, "--batch-size", 8, "--sequence-length", 16)
+STEP = re.compile(r"steps: (\d+)  mean loss: ([\d.]+)")
+
+
+class Trained(NamedTuple):
+    """The losses of an example, the file it saved, and each replica's adapter."""
+
+    losses: list[float]
+    saved: dict
+    replicas: list[dict]
+
+
+def train(example, folder, *options, launcher=(), **environment):
+    """Run an example with Python, or with what launches several processes."""
+    folder.mkdir()
+    output = folder / "adapter.safetensors"
+    arguments = (example, folder, *OPTIONS, "--output", output, *options)
+    printed = run(*launcher, EXAMPLE_WORKER, *arguments, **environment)
+    replicas = [dict(np.load(path)) for path in sorted(folder.glob("replica_*.npz"))]
+    assert (folder / "saved").read_text() == "1"
+    losses = [float(loss) for _, loss in STEP.findall(printed)]
+    return Trained(losses, load_file(output), replicas)
+
+
+def assert_same_training(spread, alone, devices):
+    """Assert equal losses and adapters on several devices and on one."""
+    assert len(alone.losses) == 3
+    assert alone.losses[-1] < alone.losses[0]
+    np.testing.assert_allclose(spread.losses, alone.losses, rtol=RTOL)
+    assert (len(alone.replicas), len(spread.replicas)) == (1, devices)
+    for trained in (alone, spread):
+        for replica in trained.replicas:
+            assert set(replica) == set(trained.saved)
+            for path, array in trained.saved.items():
+                np.testing.assert_array_equal(replica[path], array)
+
+
+@on_jax
+def test_the_jax_example(tmp_path):
+    eight = f"{EIGHT_DEVICES} {COMPILE_FAST}"
+    alone = train("distributed_jax", tmp_path / "1", XLA_FLAGS=COMPILE_FAST)
+    sharded = ("--model-parallel", 4)
+    spread = train("distributed_jax", tmp_path / "8", *sharded, XLA_FLAGS=eight)
+    assert_same_training(spread, alone, 8)
+
+
+@on_tensorflow
+def test_the_tensorflow_example(tmp_path):
+    alone, spread = (
+        train("distributed_tensorflow", tmp_path / str(count), "--cpu-devices", count)
+        for count in (1, 2)
+    )
+    assert_same_training(spread, alone, 2)
+
+
+@on_torch
+def test_the_torch_example(tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+    alone, spread = (
+        train("distributed_torch", tmp_path / str(count), launcher=(*torchrun, count))
+        for count in (1, 2)
+    )
+    assert_same_training(spread, alone, 2)

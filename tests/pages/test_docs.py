@@ -1,0 +1,214 @@
+"""The documentation is whole: links, names, messages, notebooks, the drawing."""
+
+import ast
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from test_architecture import LEVELS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "keras_randlora"
+SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+
+
+def constant(path, name):
+    """Return a literal that a source assigns, without importing it."""
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{path} has no {name}")
+
+
+# Pages of the site that stand outside `docs`, by their name on it.
+ELSEWHERE = {
+    page: ROOT / source
+    for source, page in constant(DOCS / "hooks.py", "PAGES").items()
+    if page != "index.md"
+}
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [ROOT / "README.md", *ELSEWHERE.values(), *PAGES]
+FENCE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(((?!\w+:)[^)#\s]*)(?:#([^)\s]+))?\)")
+INCLUDED = re.compile(r'--8<-- "([^"\n]+):([\w-]+)"')
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def words_of(path):
+    return FENCE.sub("", path.read_text("utf-8"))
+
+
+def anchors_of(path):
+    """Return where links into a page may lead: its headings and its API entries."""
+    words = words_of(path)
+    headings = re.findall(r"^#+ (.+)$", words, re.MULTILINE)
+    slugs = {
+        re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+        for heading in headings
+    }
+    return slugs | set(re.findall(r"^::: (\S+)$", words, re.MULTILINE))
+
+
+def leaves(nav):
+    for entry in nav:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for value in entry.values():
+                yield from [value] if isinstance(value, str) else leaves(value)
+
+
+def test_every_page_is_in_the_navigation():
+    written = {path.relative_to(DOCS).as_posix() for path in PAGES}
+    listed = list(leaves(SITE["nav"]))
+    assert sorted(listed) == sorted(written | set(ELSEWHERE))
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_links_lead_somewhere(path):
+    for target, anchor in LINK.findall(words_of(path)):
+        place = (path.parent / target).resolve() if target else path
+        assert place.exists(), f"{target} does not exist"
+        if anchor:
+            assert anchor in anchors_of(place), f"{target} has no #{anchor}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_included_sections_exist(path):
+    for script, section in INCLUDED.findall(path.read_text("utf-8")):
+        content = (ROOT / script).read_text("utf-8")
+        for edge in ("start", "end"):
+            assert content.count(f"[{edge}:{section}]") == 1
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_sections_are_shown_in_the_order_in_which_they_run(path):
+    shown = {}
+    for script, section in INCLUDED.findall(path.read_text("utf-8")):
+        shown.setdefault(script, []).append(section)
+    for script, sections in shown.items():
+        content = (ROOT / script).read_text("utf-8")
+        assert sections == sorted(sections, key=lambda s: content.index(f"start:{s}]"))
+
+
+def test_every_section_of_a_guide_is_shown():
+    shown = {
+        found for path in PAGES for found in INCLUDED.findall(path.read_text("utf-8"))
+    }
+    for script in (ROOT / "examples" / "guides").glob("*.py"):
+        for section in re.findall(r"\[start:([\w-]+)\]", script.read_text("utf-8")):
+            assert (name_of(script), section) in shown
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = [path.read_text("utf-8") for path in (DOCS / "api").glob("*.md")]
+    entries = re.findall(r"^::: keras_randlora\.(\w+)$", "\n".join(pages), re.MULTILINE)
+    assert sorted(entries) == sorted(constant(PACKAGE / "__init__.py", "__all__"))
+
+
+def messages():
+    """Return the literal strings of the package, with … for what is filled in."""
+    found = []
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [getattr(part, "value", "…") for part in node.values]
+                found.append("".join(p if isinstance(p, str) else "…" for p in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def quotes(quoted, message):
+    """Return whether the parts of a quotation stand in a message, in their order."""
+    place = 0
+    for part in quoted.split("…"):
+        place = message.find(part.strip(), place)
+        if place < 0:
+            return False
+        place += len(part.strip())
+    return True
+
+
+def test_quoted_messages_occur_in_the_sources():
+    page = (DOCS / "guides" / "troubleshooting.md").read_text("utf-8")
+    quoted = re.findall(r"^ *```text\n *(.+)\n *```$", page, re.MULTILINE)
+    assert len(quoted) > 50
+    assert page.count("```text") == len(quoted)
+    known = messages()
+    unknown = [q for q in quoted if not any(quotes(q, message) for message in known)]
+    assert unknown == []
+
+
+def test_a_changed_message_would_be_seen():
+    assert quotes("Layer '…' is adapted.", "Layer '…' is adapted. Call …")
+    assert not quotes("Layer '…' is adapted.", "Layer '…' is frozen. Call …")
+    assert not quotes("Layer '…' is adapted.", "is adapted. Layer '…'")
+
+
+NOTEBOOKS = runpy.run_path(str(DOCS / "notebooks.py"))
+
+
+@pytest.mark.parametrize("guide", NOTEBOOKS["GUIDES"])
+def test_notebooks_are_those_of_the_guides(guide):
+    nbformat = pytest.importorskip("nbformat")
+    path = NOTEBOOKS["place"](guide)
+    assert path.read_text("utf-8") == NOTEBOOKS["text"](guide), (
+        "run `python docs/notebooks.py`"
+    )
+    nbformat.validate(nbformat.read(path, as_version=4))
+
+
+@pytest.mark.parametrize("guide", NOTEBOOKS["GUIDES"])
+def test_a_notebook_runs_what_the_script_runs(guide):
+    script = (ROOT / "examples" / "guides" / f"{guide}.py").read_text("utf-8")
+    cells = NOTEBOOKS["notebook"](guide)["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert "KERAS_BACKEND" in code[0]
+    in_the_notebook = ast.parse("\n".join(code[1:]))
+    in_the_script = ast.parse(script)
+    assert ast.dump(in_the_notebook) == ast.dump(
+        ast.Module(in_the_script.body[1:], in_the_script.type_ignores)
+    )
+
+
+def test_the_drawing_of_the_house_has_every_module_on_its_floor():
+    drawing = (DOCS / "img" / "house.svg").read_text("utf-8")
+    height = {}
+    rows = re.findall(r'<text x="\d+" y="(\d+)"[^>]*class="code">([^<]+)<', drawing)
+    for y, names in rows:
+        for module in names.replace("&#160;", " ").split():
+            assert module not in height
+            height[module] = int(y)
+    assert sorted(height) == sorted(module for level in LEVELS for module in level)
+    boxes = [int(y) for y in re.findall(r'<rect x="\d+" y="(\d+)"', drawing)]
+    floor = {m: max(box for box in boxes if box < y) for m, y in height.items()}
+    for lower, upper in zip(LEVELS, LEVELS[1:], strict=False):
+        assert min(floor[m] for m in lower) >= max(floor[m] for m in upper)
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    outside = re.compile(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="?https?://')
+    for page in tmp_path.rglob("*.html"):
+        html = page.read_text("utf-8")
+        assert not outside.search(html), f"{page} loads something from elsewhere"
+        assert "arithmatex" not in html, f"{page} has a formula that is not MathML"

@@ -1,0 +1,180 @@
+"""Every script in examples/guides runs, on tiny models in place of presets."""
+
+import json
+import runpy
+from pathlib import Path
+
+import artefacts
+import keras
+import keras_hub
+import numpy as np
+import pytest
+import tiny_presets
+from keras import ops
+from models import moved_adapter
+from safetensors.numpy import load_file
+
+import keras_randlora as kr
+from keras_randlora.bases import draws as bases
+from keras_randlora.layers import adapted as layers
+
+GUIDES = Path(__file__).parents[2] / "examples" / "guides"
+# keras-hub hands a `tf.data.Dataset` to `fit`, which warns about its own default.
+pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Return a function that runs a guide in an empty folder and gives its names."""
+    monkeypatch.chdir(tmp_path)
+    tiny_presets.install(monkeypatch)
+    return lambda name: runpy.run_path(str(GUIDES / f"{name}.py"))
+
+
+def logits(model):
+    return artefacts.outputs(model, tiny_presets.TOKENS)
+
+
+def fell(history):
+    losses = history.history["loss"]
+    return losses[-1] < losses[0]
+
+
+def test_gemma(run):
+    names = run("gemma")
+    assert fell(names["history"])
+    loaded = tiny_presets.tiny_gemma()
+    kr.load_adapter(loaded, "gemma.safetensors")
+    assert all(np.ptp(array) > 1e-4 for array in kr.get_adapter(loaded).values())
+    np.testing.assert_allclose(logits(names["model"]), logits(loaded), atol=1e-5)
+    assert Path("gemma-merged/model.weights.h5").is_file()
+
+
+def test_llama(run):
+    names = run("llama")
+    assert names["after"] < names["before"]
+    assert len(names["report"].layers) == 7
+    np.testing.assert_array_equal(logits(names["fresh"]), logits(names["model"]))
+
+
+def test_text_classification(run):
+    names = run("text_classification")
+    assert fell(names["history"])
+    assert set(names["logits"].argmax(axis=-1)) <= {0, 1}
+    assert Path("sentiment.keras").is_file()
+    saved = load_file("sentiment.safetensors")
+    adapter = kr.get_adapter(names["classifier"])
+    assert saved.keys() == adapter.keys()
+    assert np.any(saved["logits/bias"])  # zero before training
+
+
+def test_image_classification(run):
+    names = run("image_classification")
+    assert fell(names["history"])
+    assert set(names["expected"]) == {0, 1, 2}
+    saved = load_file("stripes.safetensors")
+    for key, array in kr.get_adapter(names["classifier"]).items():
+        np.testing.assert_array_equal(array, saved[key])
+
+
+# Keras says so of each layer without a kernel.
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+def test_quantized(run):
+    names = run("quantized")
+    assert fell(names["history"])
+    modes = {layer.quantization_mode for layer in names["model"]._flatten_layers()}
+    assert modes == {None, "int4"}
+    base = tiny_presets.tiny_llama()
+    kernels = [kr.analysis.kernels(model) for model in (base, names["whole"])]
+    changed = [np.ptp(kernels[0][path] - kernels[1][path]) for path in kernels[0]]
+    assert min(changed) > 1e-3
+
+
+def test_from_peft(run):
+    trained = tiny_presets.tiny_llama()
+    kr.enable_randlora(trained, rank=3, targets="attention", basis="kronecker")
+    kr.set_adapter(trained, moved_adapter(trained, 0))
+    kr.peft.save(trained, "peft-adapter")
+    names = run("from_peft")
+    np.testing.assert_allclose(logits(names["model"]), logits(trained), atol=1e-5)
+    again = tiny_presets.tiny_llama()
+    kr.peft.load(again, "for-peft")
+    np.testing.assert_allclose(logits(again), logits(trained), atol=1e-5)
+    config = json.loads(Path("own-for-peft/adapter_config.json").read_text())
+    assert config["r"] == 32
+
+
+def test_choosing(run, monkeypatch):
+    wide = tiny_presets.tiny_llama(width=256)
+    monkeypatch.setattr(keras_hub.models.Llama3CausalLM, "from_preset", lambda _: wide)
+    names = run("choosing")
+    counts = names["counts"]
+    assert list(counts.values()) == sorted(counts.values(), reverse=True)
+    kinds = [layer.name for layer in names["report"].layers]
+    assert kinds == ["query", "key", "value", "feedforward_gate_dense"]
+
+
+def test_from_lora(run):
+    names = run("from_lora")
+    enabled = {
+        layer.path
+        for layer in names["with_lora"]._flatten_layers()
+        if getattr(layer, "lora_enabled", False)
+    }
+    assert {layer.path for layer in names["report"].layers} == enabled
+
+
+def test_resuming(run):
+    names = run("resuming")
+    for key, array in names["uninterrupted"].items():
+        np.testing.assert_allclose(names["resumed"][key], array, atol=1e-6)
+        assert np.ptp(array) > 1e-4
+    assert names["best"].best == min(names["history"].history["val_loss"])
+    assert Path("best.safetensors").is_file()
+
+
+def test_new_basis(run):
+    try:
+        run("new_basis")
+        spec = bases.BasisSpec("four_levels", None, 7)
+        drawn = bases.draw_b(spec, 65, 33)
+        in_a_trace = ops.convert_to_numpy(bases.draw_b_ops(spec, 65, 33))
+        np.testing.assert_array_equal(drawn, in_a_trace)
+        assert len(np.unique(drawn)) == 4
+        np.testing.assert_allclose(drawn.std(), 1, atol=0.05)
+        model = keras.Sequential([keras.Input((24,)), keras.layers.Dense(24, name="d")])
+        kr.enable_randlora(model, rank=3, targets="d", basis="four_levels")
+        values = {
+            key: np.random.default_rng(1).standard_normal(array.shape)
+            for key, array in kr.get_adapter(model).items()
+        }
+        kr.set_adapter(model, values)
+        assert kr.analysis.update_rank(model.get_layer("d")) == 24
+    finally:
+        bases.DISTRIBUTIONS.pop("four_levels", None)
+
+
+def test_new_layer(run):
+    try:
+        names = run("new_layer")
+        model = names["model"]
+        assert [layer.name for layer in names["report"].layers] == ["mix", "head"]
+        x = np.random.default_rng(0).random((4, 8, 8, 3), "float32")
+        model.compile(keras.optimizers.Adam(0.003), "mse")
+        losses = [model.train_on_batch(x, np.ones((4, 2))) for _ in range(5)]
+        assert losses[-1] < losses[0]
+        trained = model.predict(x, verbose=0)
+        assert np.any(kr.get_adapter(model)["mix/lambda"])
+        kr.save_adapter(model, "adapter.safetensors")
+        kr.merge_randlora(model)
+        assert type(model.get_layer("mix")) is keras.layers.Conv2D
+        np.testing.assert_allclose(model.predict(x, verbose=0), trained, atol=1e-5)
+        with pytest.raises(ValueError, match="'edges' cannot be adapted. Only conv"):
+            kr.enable_randlora(model, rank=2, targets="edges")
+    finally:
+        layers.ADAPTED_CLASSES.pop(keras.layers.Conv2D, None)
+
+
+def test_every_guide_is_run():
+    tested = {name[5:] for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in GUIDES.glob("*.py")} <= tested
