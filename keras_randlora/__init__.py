@@ -18,6 +18,7 @@ from keras_randlora.adapt import (
     rematerialize,
     summary,
 )
+from keras_randlora.bases import register_basis
 from keras_randlora.callbacks import RandLoRACheckpoint, RandLoRALogger
 from keras_randlora.config import RandLoRAConfig
 from keras_randlora.export import export_merged
@@ -30,7 +31,12 @@ from keras_randlora.files import (
     save_optimizer,
     set_adapter,
 )
-from keras_randlora.layers import RandLoRADense, RandLoRAEinsumDense
+from keras_randlora.layers import (
+    RandLoRADense,
+    RandLoRAEinsumDense,
+    RandLoRALayer,
+    register_layer,
+)
 from keras_randlora.planning import Plan, plan, rank_for_budget, rank_like_lora
 from keras_randlora.update import BasisBank
 
@@ -44,6 +50,7 @@ __all__ = [
     "RandLoRAConfig",
     "RandLoRADense",
     "RandLoRAEinsumDense",
+    "RandLoRALayer",
     "RandLoRALogger",
     "Report",
     "analysis",
@@ -62,6 +69,8 @@ __all__ = [
     "plan",
     "rank_for_budget",
     "rank_like_lora",
+    "register_basis",
+    "register_layer",
     "rematerialize",
     "save_adapter",
     "save_optimizer",

@@ -1,4 +1,4 @@
-"""Callbacks for `fit`: adapters saved as training goes on, and what became of them."""
+"""Keras callbacks that checkpoint the adapter and log update norms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import numpy as np
 
 from keras_randlora.adapt import Site, adapted_state
 from keras_randlora.analysis import effective_rank, update_matrix
-from keras_randlora.config import positive_integer
 from keras_randlora.files import (
     checked_suffix,
     require_finite,
@@ -22,6 +21,7 @@ from keras_randlora.files import (
     save_optimizer,
 )
 from keras_randlora.layers import dense_kernel
+from keras_randlora.tools import one_of, positive_integer, to_numpy
 
 EPOCH = "epoch"
 MODES = ("auto", "min", "max")
@@ -96,6 +96,7 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         self.verbose = verbose
         self.best = initial_value_threshold
         self.latest: Path | None = None
+        one_of("mode", mode, MODES)
         self.mode = _direction(monitor, mode) if save_best_only else mode
         self._epoch = 0
         self._clock = _Clock(self.save_freq)
@@ -274,7 +275,7 @@ class RandLoRALogger(keras.callbacks.Callback):
         return adapted_state(self.model).selection.adapted
 
     def _measure(self) -> list[UpdateRecord]:
-        step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        step = int(to_numpy(self.model.optimizer.iterations))
         if self._latest and self._latest[0].step == step:
             return self._latest
         measured = []
@@ -328,10 +329,6 @@ def _checked_frequency(name: str, value: Any) -> str | int:
 
 def _direction(monitor: str, mode: str) -> str:
     """Return `"min"` where small values of the metric are better, else `"max"`."""
-    if mode not in MODES:
-        raise ValueError(
-            f"`mode` must be one of {list(MODES)}. Received: mode={mode!r}."
-        )
     if mode == "auto":
         small, large = (
             any(part in monitor for part in parts) for parts in (_SMALL, _LARGE)
@@ -357,7 +354,7 @@ def _tensorboard_writer(log_dir: str | os.PathLike[str]) -> Any:
 
 
 def _norm(array: Any) -> float:
-    values = np.asarray(keras.ops.convert_to_numpy(array), "float64")
+    values = np.asarray(to_numpy(array), "float64")
     return float(np.linalg.norm(values.ravel()))
 
 

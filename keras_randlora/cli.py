@@ -19,12 +19,13 @@ from keras_randlora import peft
 from keras_randlora.export import FORMATS, export_merged
 from keras_randlora.files import (
     PathLike,
+    checked_suffix,
     load_adapter,
     merge_adapters,
     read_adapter,
     save_adapter,
 )
-from keras_randlora.peft import read_folder
+from keras_randlora.peft import read_folder, require_free
 from keras_randlora.tools import replacing
 
 PROGRAM = "keras-randlora"
@@ -97,7 +98,9 @@ def merge(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Write the merged model in a format of another runtime."""
-    _require_free(Path(arguments.output), arguments.overwrite)
+    output = Path(arguments.output)
+    _require_free(output, arguments.overwrite)
+    _require_suffix(output, FORMATS[arguments.format].suffix)
     read_adapter(arguments.adapter)
     model = _load(arguments)
     _say(load_adapter(model, arguments.adapter))
@@ -111,13 +114,15 @@ def export(arguments: argparse.Namespace) -> None:
 def convert(arguments: argparse.Namespace) -> None:
     """Turn a PEFT folder into an adapter file, or the other way round."""
     if arguments.from_peft:
-        _require_free(Path(arguments.output), arguments.overwrite)
+        output = checked_suffix(arguments.output)
+        _require_free(output, arguments.overwrite)
         read_folder(Path(arguments.from_peft))
         model = _load(arguments)
         _say(peft.load(model, arguments.from_peft))
         save_adapter(model, arguments.output)
         _say(f"Wrote {arguments.output}.")
     else:
+        require_free(Path(arguments.to_peft), arguments.overwrite)
         read_adapter(arguments.adapter)
         model = _load(arguments)
         _say(load_adapter(model, arguments.adapter))
@@ -128,7 +133,7 @@ def convert(arguments: argparse.Namespace) -> None:
 def _info_of_file(path: Path) -> None:
     file = read_adapter(path)
     _say(f"{path}: keras-randlora adapter, {_size(path)}")
-    _say(_options(json.loads(file.config.to_json())))
+    _say(_options(file.config.to_dict()))
     for layer, shape in file.layers.items():
         lambda_, gamma = file.tensors[f"{layer}/lambda"], file.tensors[f"{layer}/gamma"]
         _say(f"  {layer}  kernel {shape}, λ {lambda_.shape}, γ {gamma.shape}")
@@ -206,6 +211,14 @@ def _require_free(output: Path, overwrite: bool) -> None:
     """Refuse before the long work what would be refused after it."""
     if output.exists() and not overwrite:
         raise ValueError(f"'{output}' exists already. Pass --overwrite to replace it.")
+
+
+def _require_suffix(output: Path, suffix: str | None) -> None:
+    """Refuse the name of a file before the model is loaded."""
+    if suffix is not None and output.suffix != suffix:
+        raise ValueError(
+            f"The file's name must end in '{suffix}'. Received: '{output}'."
+        )
 
 
 def _options(options: dict[str, object]) -> str:

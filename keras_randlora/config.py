@@ -3,24 +3,77 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
-import math
 import numbers
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
-from keras_randlora.bases import DISTRIBUTIONS, resolve_sparsity
+from keras_randlora.bases import (
+    BasisSpec,
+    PairSize,
+    basis_names,
+    resolve_sparsity,
+)
+from keras_randlora.tools import finite_number, one_of, positive_integer, uint32
 
-BASIS_STORAGES = ("stored", "regenerated")
-COMPUTES = ("auto", "materialized", "factored")
-TRAIN_BIASES = ("none", "adapted", "all")
+BasisStorage = Literal["stored", "regenerated"]
+Compute = Literal["auto", "materialized", "factored"]
+TrainBias = Literal["none", "adapted", "all"]
+Patterns: TypeAlias = "str | re.Pattern[str] | Sequence[str | re.Pattern[str]]"
+
+BASIS_STORAGES = get_args(BasisStorage)
+TRAIN_BIASES = get_args(TrainBias)
 DEFAULT_ALPHA_PER_RANK = 20
 GIVEN = "given"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RandLoRAConfig:
+class LayerOptions:
+    """The options that concern one layer, and that it is built with.
+
+    `RandLoRAConfig` describes them.
+    """
+
+    rank: int = 32
+    # A number after validation, whatever was passed.
+    alpha: float = None  # type: ignore[assignment]
+    basis: str = "uniform"
+    sparsity: float | None = None
+    seed: int = 0
+    num_bases: int | None = None
+    dropout: float = 0.0
+    basis_storage: BasisStorage = "stored"
+    compute: Compute = "auto"
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        set_field(self, "rank", positive_integer("rank", self.rank))
+        alpha = DEFAULT_ALPHA_PER_RANK * self.rank if self.alpha is None else self.alpha
+        set_field(self, "alpha", finite_number("alpha", alpha))
+        set_field(self, "seed", uint32("seed", self.seed))
+        if self.num_bases is not None:
+            set_field(self, "num_bases", positive_integer("num_bases", self.num_bases))
+        set_field(self, "dropout", _dropout(self.dropout))
+        one_of("basis", self.basis, (*basis_names(), GIVEN))
+        set_field(self, "sparsity", _sparsity(self.basis, self.sparsity))
+        one_of("basis_storage", self.basis_storage, BASIS_STORAGES)
+        if self.basis == GIVEN and self.basis_storage != "stored":
+            raise ValueError(
+                "Bases that are given cannot be drawn again: `basis_storage` must be "
+                f"'stored'. Received: basis_storage={self.basis_storage!r}."
+            )
+        one_of("compute", self.compute, get_args(Compute))
+
+    def basis_spec(self, size: PairSize) -> BasisSpec:
+        """Return what determines the entries of a pair of bases of this size."""
+        sparsity = resolve_sparsity(self.basis, self.sparsity, size.larger)
+        return BasisSpec(self.basis, sparsity, self.seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandLoRAConfig(LayerOptions):
     """Options of a RandLoRA adaptation.
 
     The defaults follow Hugging Face PEFT's `RandLoraConfig` (rank 32, alpha
@@ -41,9 +94,10 @@ class RandLoRAConfig:
             (`"re:.*(query|key)"`) or the groups `"attention"`, `"mlp"`,
             `"all-linear"`. `None` lets the model choose.
         alpha: The update is scaled by `alpha / rank`. Default `20 * rank`.
-        basis: Distribution of the random bases, a key of
-            `keras_randlora.bases.DISTRIBUTIONS`; or `"given"` for bases that come
-            with a file and do not follow from the seed.
+        basis: Kind of the random bases: `"uniform"`, `"normal"`, `"binary"`,
+            `"sparse"`, `"very_sparse"`, `"ternary"`, `"kronecker"`, whose products
+            cost a small part of a dense basis's, or what `register_basis` added; or
+            `"given"` for bases that come with a file and do not follow from the seed.
         sparsity: Only for `basis="ternary"`: each sign has probability
             `1 / sparsity`; at least 2.
         seed: Integer in `[0, 2**32)` that determines the bases.
@@ -62,32 +116,19 @@ class RandLoRAConfig:
 
     Raises:
         ValueError: An option is outside its range.
-        TypeError: An option has the wrong type.
+        TypeError: An option has the wrong type, or there is none of that name.
     """
 
-    rank: int = 32
+    # Tuples after validation, whatever was passed.
     targets: tuple[str, ...] | None = None
-    alpha: float | None = None
-    basis: str = "uniform"
-    sparsity: float | None = None
-    seed: int = 0
-    num_bases: int | None = None
-    dropout: float = 0.0
     exclude: tuple[str, ...] = ()
     layers: tuple[int, ...] | None = None
-    train_bias: str = "none"
+    train_bias: TrainBias = "none"
     also_train: tuple[str, ...] = ()
-    basis_storage: str = "stored"
-    compute: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         set_field = object.__setattr__
-        set_field(self, "rank", positive_integer("rank", self.rank))
-        set_field(self, "alpha", _alpha(self.alpha, self.rank))
-        set_field(self, "seed", _seed(self.seed))
-        if self.num_bases is not None:
-            set_field(self, "num_bases", positive_integer("num_bases", self.num_bases))
-        set_field(self, "dropout", _dropout(self.dropout))
         set_field(self, "layers", _block_indices(self.layers))
         set_field(self, "exclude", _patterns("exclude", self.exclude) or ())
         set_field(self, "also_train", _patterns("also_train", self.also_train) or ())
@@ -98,16 +139,77 @@ class RandLoRAConfig:
                 "model's own choice. Received: an empty list."
             )
         set_field(self, "targets", targets)
-        _one_of("basis", self.basis, (*DISTRIBUTIONS, GIVEN))
-        set_field(self, "sparsity", _sparsity(self.basis, self.sparsity))
-        _one_of("train_bias", self.train_bias, TRAIN_BIASES)
-        _one_of("basis_storage", self.basis_storage, BASIS_STORAGES)
-        if self.basis == GIVEN and self.basis_storage != "stored":
-            raise ValueError(
-                "Bases that are given cannot be drawn again: `basis_storage` must be "
-                f"'stored'. Received: basis_storage={self.basis_storage!r}."
+        one_of("train_bias", self.train_bias, TRAIN_BIASES)
+
+    @classmethod
+    def of(cls, rank: Any, targets: Any, options: dict[str, Any]) -> RandLoRAConfig:
+        """Return the configuration that the arguments of `enable_randlora` describe.
+
+        Args:
+            rank: A rank, `None` for the default, or a configuration by itself.
+            targets: Patterns, or `None`.
+            options: The other options, by name.
+
+        Raises:
+            TypeError: An option is unknown, or stands beside a configuration.
+            ValueError: An option is outside its range.
+        """
+        config = options.pop("config", None)
+        if isinstance(rank, RandLoRAConfig) and config is None:
+            rank, config = None, rank
+        if config is None:
+            _require_known(options)
+            if rank is not None:
+                options["rank"] = rank
+            return cls(targets=targets, **options)
+        if not isinstance(config, RandLoRAConfig):
+            raise TypeError(
+                "`config` must be a `RandLoRAConfig`. Received: "
+                f"{config!r} (of type {type(config).__name__})."
             )
-        _one_of("compute", self.compute, COMPUTES)
+        given = {"rank": rank, "targets": targets, **options}
+        beside = [name for name, value in given.items() if value is not None]
+        if beside:
+            raise TypeError(
+                f"A configuration holds all options: leave out {beside}, or use "
+                "`dataclasses.replace(config, ...)`."
+            )
+        return config
+
+    @property
+    def layer_options(self) -> LayerOptions:
+        """The part of the configuration that concerns one layer."""
+        names = [field.name for field in dataclasses.fields(LayerOptions)]
+        return LayerOptions(**{name: getattr(self, name) for name in names})
+
+    @property
+    def trains_adapted_biases(self) -> bool:
+        """Whether the biases of adapted layers are trained."""
+        return self.train_bias != "none"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options by name, all of types that JSON has."""
+        return json.loads(self.to_json())
+
+    @classmethod
+    def from_dict(cls, options: Any) -> RandLoRAConfig:
+        """Rebuild a configuration from `to_dict`'s result.
+
+        Raises:
+            ValueError: It is not a dictionary or has unknown options.
+        """
+        if not isinstance(options, dict):
+            raise ValueError(
+                "A RandLoRA configuration must be a JSON object. "
+                f"Received: {type(options).__name__}."
+            )
+        known = sorted(_names())
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(
+                f"Unknown RandLoRA options {unknown}. This version knows {known}."
+            )
+        return cls(**options)
 
     def to_json(self) -> str:
         """Return the configuration as a JSON object with sorted keys."""
@@ -120,40 +222,22 @@ class RandLoRAConfig:
         Raises:
             ValueError: The text is not a JSON object or has unknown options.
         """
-        fields = json.loads(text)
-        if not isinstance(fields, dict):
-            raise ValueError(
-                "A RandLoRA configuration must be a JSON object. "
-                f"Received: {type(fields).__name__}."
+        return cls.from_dict(json.loads(text))
+
+
+def _names() -> list[str]:
+    return [field.name for field in dataclasses.fields(RandLoRAConfig)]
+
+
+def _require_known(options: dict[str, Any]) -> None:
+    """Refuse an option that there is not."""
+    for name in options:
+        if name not in _names():
+            near = difflib.get_close_matches(name, _names(), n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise TypeError(
+                f"RandLoRA has no option '{name}'.{hint} There are {_names()}."
             )
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(fields) - known)
-        if unknown:
-            raise ValueError(
-                f"Unknown RandLoRA options {unknown}. This version knows "
-                f"{sorted(known)}."
-            )
-        return cls(**fields)
-
-
-def positive_integer(name: str, value: Any) -> int:
-    """Return `value` as an `int`, or raise naming `name`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(
-            f"`{name}` must be a positive integer. Received: {name}={value!r} "
-            f"(of type {type(value).__name__})."
-        )
-    if int(value) <= 0:
-        raise ValueError(
-            f"`{name}` must be a positive integer. Received: {name}={value}."
-        )
-    return int(value)
-
-
-def _alpha(alpha: Any, rank: int) -> float:
-    if alpha is None:
-        return float(DEFAULT_ALPHA_PER_RANK * rank)
-    return _finite_number("alpha", alpha)
 
 
 def _sparsity(basis: str, sparsity: Any) -> float | None:
@@ -168,35 +252,11 @@ def _sparsity(basis: str, sparsity: Any) -> float | None:
     return None
 
 
-def _seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise TypeError(
-            "`seed` must be an integer in [0, 2**32). Received: "
-            f"seed={seed!r} (of type {type(seed).__name__})."
-        )
-    if not 0 <= int(seed) < 2**32:
-        raise ValueError(
-            f"`seed` must be an integer in [0, 2**32). Received: seed={seed}."
-        )
-    return int(seed)
-
-
 def _dropout(rate: Any) -> float:
-    rate = _finite_number("dropout", rate)
+    rate = finite_number("dropout", rate)
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={rate}.")
     return rate
-
-
-def _finite_number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(
-            f"`{name}` must be a number. Received: {name}={value!r} "
-            f"(of type {type(value).__name__})."
-        )
-    if not math.isfinite(value):
-        raise ValueError(f"`{name}` must be finite. Received: {name}={value}.")
-    return float(value)
 
 
 def _block_indices(layers: Any) -> tuple[int, ...] | None:
@@ -262,10 +322,3 @@ def _pattern(name: str, pattern: Any) -> str:
                 f"`{name}` holds an invalid regular expression {pattern!r}: {error}."
             ) from error
     return pattern
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"`{name}` must be one of {list(allowed)}. Received: {name}={value!r}."
-        )

@@ -1,4 +1,4 @@
-"""The methods that importing `keras_randlora` adds to `keras.Model`."""
+"""What importing `keras_randlora` adds to `keras.Model`: methods, and its guards."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import keras
 from keras_randlora.adapt import (
     disable_randlora,
     enable_randlora,
+    install_guards,
     merge_randlora,
     summary,
 )
@@ -26,3 +27,4 @@ def install() -> None:
     """Make `model.enable_randlora(...)` and its like the functions themselves."""
     for name, function in METHODS.items():
         setattr(keras.Model, name, function)
+    install_guards()

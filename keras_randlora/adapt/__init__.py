@@ -1,11 +1,13 @@
-"""What happens to a live model: enable, disable, merge, and the guards around it.
+"""What happens to a live model: enabled, disabled, merged, and guarded meanwhile.
 
 In: a model and a `RandLoRAConfig`. Out: the model adapted in place, and a `Report`.
+Whether a model is adapted is read off its layers (`adapted_state`).
 """
 
 from keras_randlora.adapt.compiled import (
+    models_compiled,
     models_holding,
-    renew_optimizer,
+    renew_optimizers,
 )
 from keras_randlora.adapt.diagnostics import (
     warn_of_unsaved,
@@ -14,9 +16,21 @@ from keras_randlora.adapt.diagnostics import (
 from keras_randlora.adapt.distribution import (
     layout_map,
 )
+from keras_randlora.adapt.enable import (
+    disable_randlora,
+    enable_randlora,
+    enable_with_config,
+)
+from keras_randlora.adapt.guards import (
+    install_guards,
+)
 from keras_randlora.adapt.hub_repairs import (
     backbone_of,
     complete_config,
+)
+from keras_randlora.adapt.merge import (
+    merge_randlora,
+    merged,
 )
 from keras_randlora.adapt.rematerialize import (
     rematerialize,
@@ -26,6 +40,17 @@ from keras_randlora.adapt.report import (
     Report,
     summary,
 )
+from keras_randlora.adapt.state import (
+    AdaptedState,
+    Bases,
+    adapted_state,
+    given_bases,
+    is_adapted,
+    require_plain,
+)
+from keras_randlora.adapt.switch import (
+    base_only,
+)
 from keras_randlora.adapt.targets import (
     Selection,
     Site,
@@ -33,22 +58,10 @@ from keras_randlora.adapt.targets import (
     select_paths,
     sites,
 )
-from keras_randlora.adapt.verbs import (
-    AdaptedState,
-    Bases,
+from keras_randlora.adapt.trainable import (
     TrainableFlag,
-    adapted_state,
     adapter_shapes,
-    base_only,
-    disable_randlora,
-    enable_randlora,
-    enable_with_config,
-    given_bases,
-    is_adapted,
-    merge_randlora,
-    merged,
-    require_plain,
-    set_trainable,
+    restore_flags,
     update_shapes,
 )
 
@@ -69,17 +82,19 @@ __all__ = [
     "enable_randlora",
     "enable_with_config",
     "given_bases",
+    "install_guards",
     "is_adapted",
     "layout_map",
     "merge_randlora",
     "merged",
+    "models_compiled",
     "models_holding",
     "rematerialize",
-    "renew_optimizer",
+    "renew_optimizers",
     "require_plain",
+    "restore_flags",
     "select",
     "select_paths",
-    "set_trainable",
     "sites",
     "summary",
     "update_shapes",

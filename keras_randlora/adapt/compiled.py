@@ -1,4 +1,4 @@
-"""What Keras has compiled of the models that hold a layer, which a change outdates.
+"""Invalidate what Keras has compiled of models that hold a changed layer.
 
 A layer does not know the models that hold it. A task and its backbone are two of them:
 either is adapted, and the other may have been called, fitted or asked to generate.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
 
 from keras_randlora.adapt.targets import sites
+from keras_randlora.tools import keras_internals
 
 _FUNCTIONS = (
     "train_function",
@@ -21,6 +23,8 @@ _FUNCTIONS = (
     "predict_function",
     "generate_function",
 )
+# Models that have compiled a function since this package was imported.
+_COMPILED: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 
 
 class CompiledFunction(NamedTuple):
@@ -29,6 +33,16 @@ class CompiledFunction(NamedTuple):
     model: keras.Model
     name: str
     function: Any
+
+
+def note_compiled(model: keras.Model) -> None:
+    """Take note that a model compiles a function."""
+    _COMPILED.add(model)
+
+
+def models_compiled(layers: Sequence[keras.layers.Layer]) -> list[keras.Model]:
+    """Return the models that hold one of the layers and have compiled a function."""
+    return _holding(list(_COMPILED), layers)
 
 
 def models_holding(
@@ -40,13 +54,8 @@ def models_holding(
         model: The model that holds all of them.
         layers: Adapted layers, or layers to adapt.
     """
-    wanted = {id(layer) for layer in layers}
     inside = [s.layer for s in sites(model) if isinstance(s.layer, keras.Model)]
-    others = [
-        other
-        for other in _models_in_use()
-        if wanted & {id(layer) for layer in other._flatten_layers()}
-    ]
+    others = _holding([*_COMPILED, *_models_in_use()], layers)
     return list({id(m): m for m in [model, *inside, *others]}.values())
 
 
@@ -82,7 +91,7 @@ def forget_functions(
             for holder in (site.layer, *site.ancestors)
         }
         for holder in outdated.values():
-            holder._track_variables()
+            keras_internals.list_variables_anew(holder)
 
 
 def require_new_compile(models: Sequence[keras.Model]) -> None:
@@ -99,11 +108,11 @@ def require_new_compile(models: Sequence[keras.Model]) -> None:
         )
 
 
-def renew_optimizer(model: keras.Model) -> None:
-    """Forget the optimizer's state; `evaluate` and `fit` go on."""
-    if _holds_optimizer_state(model):
-        optimizer = model.optimizer
-        model.optimizer = type(optimizer).from_config(optimizer.get_config())
+def renew_optimizers(models: Sequence[keras.Model]) -> None:
+    """Forget the state of the models' optimizers; `evaluate` and `fit` go on."""
+    for model in models:
+        if _holds_optimizer_state(model):
+            keras_internals.forget_state(model.optimizer)
 
 
 def _holds_optimizer_state(model: keras.Model) -> bool:
@@ -111,10 +120,38 @@ def _holds_optimizer_state(model: keras.Model) -> bool:
     return bool(model.compiled and optimizer is not None and optimizer.built)
 
 
+def _holding(
+    models: Sequence[keras.Model], layers: Sequence[keras.layers.Layer]
+) -> list[keras.Model]:
+    """Return the models that hold one of the layers."""
+    wanted = {id(layer) for layer in layers}
+    return [
+        model
+        for model in {id(m): m for m in models}.values()
+        if wanted & {id(layer) for layer in keras_internals.layers_below(model)}
+    ]
+
+
 def _models_in_use() -> list[keras.Model]:
-    """Return all models that the garbage collector knows, but for unfinished ones."""
+    """Return the models that the garbage collector knows, but for unfinished ones.
+
+    It does not know what was frozen: of that, models that have compiled a function
+    since the import are found nevertheless.
+    """
+    if gc.get_freeze_count():
+        warnings.warn(
+            "`gc.freeze()` hides objects from the search for other models that hold "
+            "the layers. A model that was frozen before `keras_randlora` was imported "
+            "keeps what it has compiled: call its `compile` again, or pass it to the "
+            "verb in the place of its backbone.",
+            stacklevel=5,
+        )
     kinds = {keras.Model, *_subclasses(keras.Model)}
-    return [o for o in gc.get_objects() if type(o) in kinds and hasattr(o, "_layers")]
+    return [
+        object_
+        for object_ in gc.get_objects()
+        if type(object_) in kinds and keras_internals.is_complete(object_)
+    ]
 
 
 def _subclasses(kind: type) -> Iterator[type]:

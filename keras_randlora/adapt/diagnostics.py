@@ -1,4 +1,4 @@
-"""Warnings of what is seldom meant, and the refusal of numbers that are none."""
+"""Sanity warnings, and checks for NaN and Inf."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from keras import ops
 
 from keras_randlora.adapt.targets import Site
-from keras_randlora.config import RandLoRAConfig
-from keras_randlora.layers import own_weights
+from keras_randlora.config import LayerOptions
+from keras_randlora.tools import keras_internals, to_numpy
 
 # Optimizers whose steps are about as large as the learning rate, whatever the gradient.
 _NORMALIZING = (
@@ -34,10 +34,10 @@ def warn_of_shared_kernels(everything: Sequence[Site], adapted: Sequence[Site]) 
         id(variable): site.path
         for site in everything
         if id(site.layer) not in own
-        for variable in own_weights(site.layer)
+        for variable in keras_internals.own_variables(site.layer)
     }
     for site in adapted:
-        other = holders.get(id(site.layer._kernel))
+        other = holders.get(id(keras_internals.kernel_variable(site.layer)))
         if other is not None:
             warnings.warn(
                 f"Layer '{site.path}' shares its kernel with layer '{other}' (tied "
@@ -58,7 +58,7 @@ def require_finite_updates(adapted: Sequence[Site]) -> None:
     for site in adapted:
         layer = site.layer
         factors = (layer.randlora.lambda_, layer.randlora.gamma)
-        if not all(np.isfinite(ops.convert_to_numpy(f)).all() for f in factors):
+        if not all(np.isfinite(to_numpy(f)).all() for f in factors):
             problem = "λ or γ is not finite"
         elif layer.variable_dtype == "float16" and not _is_finite(
             layer.merged_kernel()
@@ -72,7 +72,7 @@ def require_finite_updates(adapted: Sequence[Site]) -> None:
         )
 
 
-def warn_of_large_steps(model: keras.Model, config: RandLoRAConfig) -> None:
+def warn_of_large_steps(model: keras.Model, options: LayerOptions) -> None:
     """Warn of a learning rate that is known to diverge with the scale of the update.
 
     A step of Adam moves each λ by about the learning rate, and so a kernel by about
@@ -81,8 +81,8 @@ def warn_of_large_steps(model: keras.Model, config: RandLoRAConfig) -> None:
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if not isinstance(optimizer, _NORMALIZING):
         return
-    rate = float(ops.convert_to_numpy(optimizer.learning_rate))
-    scale = abs(config.alpha or 0.0) / config.rank
+    rate = _largest_rate(optimizer)
+    scale = abs(options.alpha) / options.rank
     if scale * rate > LARGEST_STEP * (1 + 1e-6):
         warnings.warn(
             f"The learning rate {rate:g} is known to diverge with alpha / rank = "
@@ -114,9 +114,9 @@ def warn_of_zero_update(model: keras.Model, adapted: Sequence[Site]) -> None:
     optimizer = getattr(model, "optimizer", None)
     if not model.compiled or optimizer is None or not optimizer.built:
         return
-    steps = int(ops.convert_to_numpy(optimizer.iterations))
+    steps = int(to_numpy(optimizer.iterations))
     if steps and not any(
-        np.any(ops.convert_to_numpy(site.layer.randlora.lambda_)) for site in adapted
+        np.any(to_numpy(site.layer.randlora.lambda_)) for site in adapted
     ):
         warnings.warn(
             f"The update of model '{model.name}' is zero after {steps} steps of "
@@ -126,5 +126,14 @@ def warn_of_zero_update(model: keras.Model, adapted: Sequence[Site]) -> None:
         )
 
 
+def _largest_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """Return the learning rate, of a schedule about the largest one."""
+    schedule = keras_internals.schedule_of(optimizer)
+    if schedule is None:
+        return float(to_numpy(optimizer.learning_rate))
+    steps = {0, *(round(2 ** (power / 2)) for power in range(41))}
+    return max(float(to_numpy(schedule(np.float32(step)))) for step in steps)
+
+
 def _is_finite(tensor: Any) -> bool:
-    return bool(ops.convert_to_numpy(ops.all(ops.isfinite(tensor))))
+    return bool(to_numpy(ops.all(ops.isfinite(tensor))))

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_randlora.adapt.targets import Site
+from keras_randlora.tools import keras_internals
 
 NAME = "randlora"
 _OWN_PATH = re.compile(r"(.*/)?randlora(_bank)?/.*")
@@ -123,7 +124,7 @@ def require_same_distribution(
 
 def _require_no_layout(model: keras.Model, adapted: Sequence[Site]) -> None:
     for site in adapted:
-        if site.layer._kernel._layout is not None:
+        if keras_internals.has_layout(keras_internals.kernel_variable(site.layer)):
             raise ValueError(
                 f"Model '{model.name}' was built under a `keras.distribution`, which "
                 f"lays out the kernel of '{site.path}', but none is set now. Enable or "
@@ -153,7 +154,7 @@ def _require_strategy(model: keras.Model) -> None:
     import tensorflow as tf
 
     current = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
-    built_under = model._distribute_strategy
+    built_under = keras_internals.strategy_of(model)
     if built_under is not current:
         raise ValueError(
             f"Model '{model.name}' was built under {_named(built_under)}, but the "

@@ -1,4 +1,4 @@
-"""What a model was adapted with, read off its layers.
+"""Reconstruct the options of a model that was built of adapted layers.
 
 Keras builds the layers adapted, without `enable_randlora`, where it loads the `.keras`
 file of an adapted model or clones one; a new model may be made of them as well.
@@ -7,62 +7,62 @@ file of an adapted model or clones one; a new model may be made of them as well.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import keras
 
-from keras_randlora.adapt.targets import Selection, Site, require_built, sites
+from keras_randlora.adapt.targets import Selection, Site, require_built
 from keras_randlora.config import RandLoRAConfig
-from keras_randlora.layers import RandLoRALayer, own_weights
+from keras_randlora.layers import RandLoRALayer
+from keras_randlora.tools import keras_internals
+from keras_randlora.update import pair_size
 
 
-def recover(model: keras.Model) -> tuple[RandLoRAConfig, Selection] | None:
+def recover(
+    model: keras.Model, everything: list[Site], adapted: list[Site]
+) -> tuple[RandLoRAConfig, Selection]:
     """Return the options and the layers of a model that was built adapted.
 
     All that is trainable beside λ and γ counts as also trained.
 
-    Returns:
-        `None` if no layer is adapted, or one is by a call on another model.
+    Args:
+        model: The model.
+        everything: Its layers.
+        adapted: Those that are adapted, at least one.
 
     Raises:
         ValueError: The layers are not built, or their options or bases differ, so that
             no single adaptation describes them.
     """
-    everything = sites(model)
-    adapted = [site for site in everything if isinstance(site.layer, RandLoRALayer)]
-    if not adapted or any(_belongs_to_another(site.layer) for site in adapted):
-        return None
     _require_alike(model, adapted)
     inside = {id(site.layer) for site in adapted}
     also_trained = [
         site
         for site in everything
         if not inside & {id(site.layer), *map(id, site.ancestors)}
-        and any(variable.trainable for variable in own_weights(site.layer))
+        and any(v.trainable for v in keras_internals.own_variables(site.layer))
     ]
-    options = dataclasses.asdict(adapted[0].layer.options)
+    layer = adapted[0].layer
     config = RandLoRAConfig(
-        **{
-            **options,
-            "train_bias": "adapted" if options["train_bias"] else "none",
-            "targets": [site.path for site in adapted],
-            "also_train": [site.path for site in also_trained],
-        }
+        **dataclasses.asdict(layer.options),
+        train_bias="adapted" if layer.train_bias else "none",
+        targets=tuple(site.path for site in adapted),
+        also_train=tuple(site.path for site in also_trained),
     )
     return config, Selection(adapted, also_trained)
 
 
-def _belongs_to_another(layer: RandLoRALayer) -> bool:
-    """Return whether `enable_randlora` adapted the layer in a model that is in use."""
-    return layer.built and layer.randlora.enabled_on() is not None
+def _options(layer: RandLoRALayer) -> dict[str, Any]:
+    return {**dataclasses.asdict(layer.options), "train_bias": layer.train_bias}
 
 
 def _require_alike(model: keras.Model, adapted: list[Site]) -> None:
     """Check that all layers are built, with the same options and bases."""
     require_built(model, adapted)
     first = adapted[0]
-    options = dataclasses.asdict(first.layer.options)
+    options = _options(first.layer)
     for site in adapted:
-        for name, theirs in dataclasses.asdict(site.layer.options).items():
+        for name, theirs in _options(site.layer).items():
             if theirs != options[name]:
                 raise ValueError(
                     f"The layers of model '{model.name}' were built with different "
@@ -83,5 +83,6 @@ def _share_bases(layers: list[RandLoRALayer]) -> bool:
     banks = [layer.randlora.bank for layer in layers]
     if any(bank.given for bank in banks):
         return all(bank is banks[0] for bank in banks)
-    spec = layers[0].options.basis_spec([layer.randlora.shape for layer in layers])
+    size = pair_size([layer.randlora.shape for layer in layers])
+    spec = layers[0].options.basis_spec(size)
     return all(bank.spec == spec for bank in banks)

@@ -1,22 +1,20 @@
-"""Blocks that keep their input only and compute again in the backward pass."""
+"""Activation checkpointing for transformer blocks."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_randlora.adapt.targets import Site, sites
+from keras_randlora.tools import keras_internals
 from keras_randlora.update import computed_after
 
 _NUMBERED = re.compile(r"_\d+$")
-# What Keras sets up around a call, and what is gone in the backward pass.
-_SURROUNDINGS = ("current_call_ctx", "autocast_scope")
 
 
 def rematerialize(model: keras.Model, enabled: bool = True) -> list[str]:
@@ -56,12 +54,8 @@ def rematerialize(model: keras.Model, enabled: bool = True) -> list[str]:
             "'transformer_layer_0', to rematerialize."
         )
     for site in blocks:
-        # Keras asks `rematerialized_call` of a layer with a mode.
-        site.layer._remat_mode = "full" if enabled else None
-        if enabled:
-            site.layer.rematerialized_call = functools.partial(_again, site.layer)
-        else:
-            site.layer.__dict__.pop("rematerialized_call", None)
+        again = functools.partial(_again, site.layer) if enabled else None
+        keras_internals.set_rematerialized(site.layer, again)
     return [site.path for site in blocks]
 
 
@@ -70,7 +64,7 @@ def _is_block(site: Site) -> bool:
     holders = [h for h in site.ancestors if not isinstance(h, keras.Model)]
     return (
         bool(_NUMBERED.search(site.name))
-        and any(True for _ in site.layer._layers)
+        and bool(keras_internals.children(site.layer))
         and not isinstance(site.layer, keras.Model)
         and not any(_NUMBERED.search(holder.name) for holder in holders)
     )
@@ -80,14 +74,8 @@ def _again(
     layer: keras.layers.Layer, call: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Callable[..., Any]:
     """Return `call`, run again for its gradient; Keras calls it with the arguments."""
-    from keras.src.backend.common import global_state
-    from keras.src.backend.common.stateless_scope import get_stateless_scope
-
-    surroundings = {
-        name: global_state.get_global_attribute(name) for name in _SURROUNDINGS
-    }
-    outer = get_stateless_scope()
-    known = dict(outer.state_mapping) if outer else {}
+    surroundings = keras_internals.surroundings()
+    known = keras_internals.known_values()
     seeds = _seeds(layer)
     variables = [*layer.trainable_variables, *seeds]
     changed: list[keras.Variable] = []
@@ -104,7 +92,7 @@ def _again(
             scope.add_update(update)
         before, after = dict(scope.state_mapping), scope.state_mapping
         inputs, keywords = keras.tree.pack_sequence_as((args, kwargs), given)
-        with _within(surroundings), scope:
+        with keras_internals.within(surroundings), scope:
             outputs = call(*inputs, **keywords)
         changed[:] = [
             variable
@@ -112,8 +100,7 @@ def _again(
             if after.get(id(variable)) is not before.get(id(variable))
         ]
         losses = list(scope.losses)
-        for child in layer._flatten_layers(include_self=False):
-            child._loss_ids.clear()  # they are the layer's own, see below
+        keras_internals.forget_losses(layer)  # they are the layer's own, see below
         return outputs, [after[id(variable)] for variable in changed], losses
 
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -158,18 +145,3 @@ def _seeds(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Return the states of the layer's generators, which a call changes."""
     weights = {id(weight) for weight in layer.weights}
     return [v for v in layer.non_trainable_variables if id(v) not in weights]
-
-
-@contextlib.contextmanager
-def _within(surroundings: dict[str, Any]) -> Iterator[None]:
-    """Set up again what Keras had set up around the first call."""
-    from keras.src.backend.common import global_state
-
-    before = {name: global_state.get_global_attribute(name) for name in surroundings}
-    for name, value in surroundings.items():
-        global_state.set_global_attribute(name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            global_state.set_global_attribute(name, value)

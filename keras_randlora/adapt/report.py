@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import keras
 
 from keras_randlora.adapt.targets import sites
-from keras_randlora.layers import RandLoRALayer
+from keras_randlora.layers import RandLoRALayer, parameter_count
 from keras_randlora.tools import bytes_of, html_table, in_words
 from keras_randlora.update import BasisBank
 
@@ -62,8 +62,10 @@ class Report:
         layers: The adapted layers, in the model's order.
         adapter: Parameters of λ and γ.
         trainable: All trainable parameters: the adapter's, and biases and layers
-            that are trained as they are.
-        total: Parameters of the model without the adapter and the bases.
+            that are fully trained.
+        total: Parameters of the model without the adapter and the bases; of quantized
+            kernels as many as in floating point.
+        adapter_bytes: Bytes of the trained values in an adapter file.
         basis_bytes: Bytes of the stored bases.
 
     Example:
@@ -77,17 +79,13 @@ class Report:
     adapter: int
     trainable: int
     total: int
+    adapter_bytes: int
     basis_bytes: int
 
     @property
     def share(self) -> float:
         """Trainable parameters as a fraction of the model's."""
         return self.trainable / self.total
-
-    @property
-    def adapter_bytes(self) -> int:
-        """Bytes of the adapter's values in a file (float32)."""
-        return 4 * self.trainable
 
     def __str__(self) -> str:
         """Return a table with one line for each kind of adapted layer."""
@@ -154,12 +152,12 @@ def summary(model: keras.Model) -> Report:
     banks = [s.layer for s in everything if isinstance(s.layer, BasisBank)]
     layers = tuple(_layer_report(site.path, site.layer) for site in adapted)
     adapter = sum(layer.trainable for layer in layers)
-    bases = sum(_count(bank.weights) for bank in banks)
     return Report(
         layers=layers,
         adapter=adapter,
         trainable=_count(model.trainable_weights),
-        total=_count(model.weights) - adapter - bases,
+        total=parameter_count([model, *(s.layer for s in everything)]),
+        adapter_bytes=sum(map(bytes_of, model.trainable_weights)),
         basis_bytes=sum(bytes_of(v) for bank in banks for v in bank.weights),
     )
 

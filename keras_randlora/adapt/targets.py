@@ -14,10 +14,13 @@ import keras
 from keras_randlora.adapt.hub_repairs import backbone_of, reads_kernel
 from keras_randlora.config import RandLoRAConfig
 from keras_randlora.layers import (
-    ADAPTED_CLASSES,
     RandLoRALayer,
+    adapted_class,
+    kind_name,
+    layout_of,
     require_supported_mode,
 )
+from keras_randlora.tools import keras_internals
 
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 _BLOCK_INDEX = re.compile(r"_(\d+)$")
@@ -47,7 +50,7 @@ class Site:
     @property
     def linear(self) -> bool:
         """Whether the layer is of a kind that RandLoRA adapts."""
-        return type(self.layer) in ADAPTED_CLASSES
+        return adapted_class(type(self.layer)) is not None
 
     @property
     def in_attention(self) -> bool:
@@ -306,7 +309,7 @@ def _require_adaptable(site: Site) -> None:
             "wrapper or the target."
         )
     try:
-        ADAPTED_CLASSES[type(layer)].layout_of(layer)
+        layout_of(layer)
     except ValueError as error:
         raise ValueError(f"Layer '{site.path}' cannot be adapted. {error}") from error
 
@@ -315,7 +318,8 @@ def _require_own_kernels(adapted: list[Site]) -> None:
     """Refuse two layers of one kernel: merging would write both updates into it."""
     holders: dict[int, Site] = {}
     for site in adapted:
-        first = holders.setdefault(id(site.layer._kernel), site)
+        kernel = keras_internals.kernel_variable(site.layer)
+        first = holders.setdefault(id(kernel), site)
         if first is not site:
             raise ValueError(
                 f"Layers '{first.path}' and '{site.path}' share one kernel (tied "
@@ -325,14 +329,14 @@ def _require_own_kernels(adapted: list[Site]) -> None:
 
 
 def _unsupported_message(pattern: str, site: Site) -> str:
-    kind = type(site.layer).__name__
+    kind = kind_name(site.layer)
     inside = ""
     if isinstance(site.layer, RandLoRALayer):
         return (
             f"Layer '{site.path}' is adapted already ({kind}). Call "
             "`disable_randlora(model)` or `merge_randlora(model)` first."
         )
-    if any(True for _ in _children(site.layer)):
+    if keras_internals.children(site.layer):
         inside = f" To adapt the layers inside it, use '{site.path}/*'."
     return (
         f"Target '{pattern}' matches '{site.path}', a layer of type {kind}. RandLoRA "
@@ -364,17 +368,13 @@ def _walk(
     ancestors: tuple[keras.layers.Layer, ...],
     seen: set[int],
 ) -> Iterator[tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]]:
-    for child in _children(layer):
+    for child in keras_internals.children(layer):
         if id(child) in seen:
             continue
         seen.add(id(child))
         holders = (*ancestors, layer)
         yield child, holders
         yield from _walk(child, holders, seen)
-
-
-def _children(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    yield from layer._layers
 
 
 def _ids(chosen: list[Site]) -> set[int]:

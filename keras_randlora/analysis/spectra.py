@@ -11,7 +11,14 @@ import numpy as np
 from keras import ops
 
 from keras_randlora.adapt import sites
-from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer, dense_kernel
+from keras_randlora.layers import (
+    RandLoRALayer,
+    dense_kernel,
+    is_linear,
+    kind_name,
+    layout_of,
+)
+from keras_randlora.tools import to_numpy
 from keras_randlora.update import KernelLayout
 
 Array = Any
@@ -50,14 +57,14 @@ def update_matrix(layer: keras.layers.Layer, base: Array | None = None) -> np.nd
                 "training tells what was added: pass `base`. Received: base=None."
             )
     else:
-        base = _to_numpy(base)
+        base = _in_float32(base)
         if base.shape != layout.kernel_shape:
             raise ValueError(
                 f"`base` must be the kernel of layer '{layer.path}', of shape "
                 f"{layout.kernel_shape}. Received: shape {base.shape}."
             )
         added = _kernel(layer) - base
-    return np.asarray(ops.convert_to_numpy(layout.to_matrix(added)), "float64")
+    return np.asarray(ops.convert_in_float32(layout.to_matrix(added)), "float64")
 
 
 def update_spectrum(
@@ -158,7 +165,7 @@ def kernels(model: keras.Model) -> dict[str, np.ndarray]:
     return {
         site.path: _kernel(site.layer)
         for site in sites(model)
-        if _is_linear(site.layer) and site.layer.built
+        if is_linear(site.layer) and site.layer.built
     }
 
 
@@ -189,7 +196,7 @@ def updates(
     linear = {
         site.path: site.layer
         for site in sites(model)
-        if _is_linear(site.layer) and site.layer.built
+        if is_linear(site.layer) and site.layer.built
     }
     if base is None:
         found = {p: update_matrix(x) for p, x in linear.items() if _adapts(x)}
@@ -233,39 +240,33 @@ def _quick_spectrum(matrix: np.ndarray) -> np.ndarray:
     return np.sqrt(squares)
 
 
-def _is_linear(layer: keras.layers.Layer) -> bool:
-    return type(layer) in ADAPTED_CLASSES or isinstance(layer, RandLoRALayer)
-
-
 def _adapts(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, RandLoRALayer) or bool(layer.lora_enabled)
 
 
 def _layout(layer: keras.layers.Layer) -> KernelLayout:
-    if not _is_linear(layer):
+    if not is_linear(layer):
         raise ValueError(
             "The update of a `Dense` or `EinsumDense` layer is read as a matrix. "
-            f"Received: layer '{layer.path}' of type {type(layer).__name__}."
+            f"Received: layer '{layer.path}' of type {kind_name(layer)}."
         )
-    if isinstance(layer, RandLoRALayer):
-        return layer.kernel_layout()
-    return ADAPTED_CLASSES[type(layer)].layout_of(layer)
+    return layout_of(layer)
 
 
 def _added(layer: keras.layers.Layer) -> np.ndarray | None:
     """Return what the adapter adds to the kernel, `None` where there is none."""
     if isinstance(layer, RandLoRALayer):
-        return _to_numpy(layer.randlora.update())
+        return _in_float32(layer.randlora.update())
     if layer.lora_enabled:
         product = ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
-        return _to_numpy(product) * (layer.lora_alpha / layer.lora_rank)
+        return _in_float32(product) * (layer.lora_alpha / layer.lora_rank)
     return None
 
 
 def _kernel(layer: keras.layers.Layer) -> np.ndarray:
-    kernel, added = _to_numpy(dense_kernel(layer)), _added(layer)
+    kernel, added = _in_float32(dense_kernel(layer)), _added(layer)
     return kernel if added is None else kernel + added
 
 
-def _to_numpy(array: Array) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(array), "float32")
+def _in_float32(array: Array) -> np.ndarray:
+    return to_numpy(array).astype("float32")

@@ -1,63 +1,37 @@
 """From a seed to the frozen random bases, and the products that are taken with them.
 
-In: a distribution, a seed and sizes (`BasisSpec`). Out: the entries of A and B, the
-same on every backend, and operators that multiply by B.
+In: the name of a kind, a seed and sizes. Out: the entries of A and B, the same on every
+backend, device and process, and operators that multiply by B. A new distribution is
+registered with `register_basis`.
 """
 
-from keras_randlora.bases.draws import (
-    BLOCK,
-    DISTRIBUTIONS,
+from keras_randlora.bases.distributions import Distribution
+from keras_randlora.bases.draws import seed_tensor
+from keras_randlora.bases.kinds import BasisKind, PairSize
+from keras_randlora.bases.operators import Operator
+from keras_randlora.bases.sparse import SparseOperator, sparse_operations, sparse_pays
+from keras_randlora.bases.spec import (
     BasisSpec,
-    Distribution,
-    blocks,
-    draw_a,
-    draw_a_ops,
-    draw_b,
-    draw_b_ops,
-    draw_left,
-    draw_left_ops,
-    draw_right,
-    draw_right_ops,
+    basis_names,
+    kind_of,
+    register_basis,
     resolve_sparsity,
     scale_of,
-    seed_tensor,
-)
-from keras_randlora.bases.operators import (
-    Basis,
-    DenseBasis,
-    KroneckerBasis,
-    dense_operations,
-    kronecker_operations,
-)
-from keras_randlora.bases.sparse import (
-    SparseBasis,
-    pays,
-    sparse_operations,
 )
 
 __all__ = [
-    "BLOCK",
-    "Basis",
+    "BasisKind",
     "BasisSpec",
-    "DISTRIBUTIONS",
-    "DenseBasis",
     "Distribution",
-    "KroneckerBasis",
-    "SparseBasis",
-    "blocks",
-    "dense_operations",
-    "draw_a",
-    "draw_a_ops",
-    "draw_b",
-    "draw_b_ops",
-    "draw_left",
-    "draw_left_ops",
-    "draw_right",
-    "draw_right_ops",
-    "kronecker_operations",
-    "pays",
+    "Operator",
+    "PairSize",
+    "SparseOperator",
+    "basis_names",
+    "kind_of",
+    "register_basis",
     "resolve_sparsity",
     "scale_of",
     "seed_tensor",
     "sparse_operations",
+    "sparse_pays",
 ]

@@ -9,19 +9,38 @@ instead of `2·l·n·r·k`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from keras import ops
 
-from keras_randlora.bases.draws import BLOCK, blocks, kronecker
-from keras_randlora.bases.sparse import SparseBasis
 from keras_randlora.tools import reshape, transpose
 
 Array = Any
+BLOCK = 64  # side of the right Kronecker factor: near √l for common kernels
+
+
+class Operator(Protocol):
+    """B `(l, n * r)` as what a layer asks of it."""
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the products."""
+
+    def dense(self) -> Array:
+        """Return B of shape `(l, n * r)`."""
+
+    def expand(self, values: Array) -> Array:
+        """Return `B · values`, `(l, k)`, for `values` of shape `(n * r, k)`."""
+
+    def expand_transposed(self, values: Array) -> Array:
+        """Return `(B · values)ᵀ`, `(k, l)`, for `values` of shape `(n * r, k)`."""
+
+    def project(self, values: Array) -> Array:
+        """Return `Bᵀ · values`, `(n * r, k)`, for `values` of shape `(l, k)`."""
 
 
 @dataclass(frozen=True)
-class DenseBasis:
+class DenseOperator:
     """B as a matrix.
 
     Attributes:
@@ -40,21 +59,21 @@ class DenseBasis:
         return self.matrix
 
     def expand(self, values: Array) -> Array:
-        """Return `B · values`, `(l, k)`, for `values` of shape `(n * r, k)`."""
+        """Return `B · values`."""
         return self.matrix @ values
 
     def expand_transposed(self, values: Array) -> Array:
-        """Return `(B · values)ᵀ`, `(k, l)`, for `values` of shape `(n * r, k)`."""
+        """Return `(B · values)ᵀ`."""
         return transpose(values) @ transpose(self.matrix)
 
     def project(self, values: Array) -> Array:
-        """Return `Bᵀ · values`, `(n * r, k)`, for `values` of shape `(l, k)`."""
+        """Return `Bᵀ · values`."""
         return transpose(self.matrix) @ values
 
 
 @dataclass(frozen=True)
-class KroneckerBasis:
-    """B as the leading part of `left ⊗ right`; the methods are `DenseBasis`'s.
+class KroneckerOperator:
+    """B as the leading part of `left ⊗ right`; the methods are `Operator`'s.
 
     Attributes:
         left: Left factor of shape `(ceil(l / p), ceil(n * r / p))`.
@@ -75,7 +94,9 @@ class KroneckerBasis:
 
     def dense(self) -> Array:
         """Return B of shape `(l, n * r)`."""
-        return kronecker(self.left, self.right, self.rows, self.columns)
+        whole = self.left[:, None, :, None] * self.right[None, :, None, :]
+        shape = self.left.shape[0] * BLOCK, self.left.shape[1] * BLOCK
+        return reshape(whole, shape)[: self.rows, : self.columns]
 
     def expand(self, values: Array) -> Array:
         """Return `B · values`."""
@@ -97,17 +118,9 @@ class KroneckerBasis:
         return reshape(values, (rows, -1))[: self.columns]
 
 
-Basis = DenseBasis | KroneckerBasis | SparseBasis
-
-
-def kronecker_operations(rows: int, columns: int) -> int:
-    """Count the operations of a product of a Kronecker basis with one column."""
-    return 2 * blocks(columns) * BLOCK * (BLOCK + blocks(rows))
-
-
-def dense_operations(rows: int, columns: int) -> int:
-    """Count the operations of a product of a dense basis with one column."""
-    return 2 * rows * columns
+def blocks(size: int) -> int:
+    """Return how many blocks of `BLOCK` rows or columns hold `size` of them."""
+    return -(-size // BLOCK)
 
 
 def _in_blocks(values: Array, count: int) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from keras_randlora.bases.draws import BasisSpec
+from keras_randlora.bases.spec import BasisSpec
 
 Array = Any
 MAX_DENSITY = 0.1
@@ -50,8 +50,8 @@ class SignedRows:
 
 
 @dataclass(frozen=True)
-class SparseBasis:
-    """B as the entries that are not zero; the methods are `operators.DenseBasis`'s.
+class SparseOperator:
+    """B as the entries that are not zero; the methods are `operators.Operator`'s.
 
     Attributes:
         entries: B of shape `(l, n * r)`, int8.
@@ -65,7 +65,7 @@ class SparseBasis:
     dtype = "float32"
 
     @classmethod
-    def of_entries(cls, entries: Array) -> SparseBasis:
+    def of_entries(cls, entries: Array) -> SparseOperator:
         """Return B from all its entries, for use with and without gradients."""
         import torch
 
@@ -95,7 +95,7 @@ def density(spec: BasisSpec) -> float:
     return 1.0 if spec.sparsity is None else 2.0 / spec.sparsity
 
 
-def pays(spec: BasisSpec, entries: Array) -> bool:
+def sparse_pays(spec: BasisSpec, entries: Array) -> bool:
     """Return whether sparse products with such a basis are faster where it is held."""
     if keras.backend.backend() != "torch" or density(spec) > MAX_DENSITY:
         return False

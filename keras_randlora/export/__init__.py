@@ -6,9 +6,11 @@ In: an adapted model and a format. Out: a file or folder without a trace of the 
 from keras_randlora.export.artefacts import (
     FORMATS,
     export_merged,
+    run_request,
 )
 
 __all__ = [
     "FORMATS",
     "export_merged",
+    "run_request",
 ]

@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
-import ml_dtypes
-import numpy as np
 
 from keras_randlora.adapt import (
     AdaptedState,
@@ -31,13 +29,12 @@ from keras_randlora.adapt import (
     backbone_of,
     complete_config,
     merged,
-    renew_optimizer,
-    set_trainable,
+    restore_flags,
     summary,
     warn_of_zero_update,
 )
 from keras_randlora.export.saved_model import to_litert, to_onnx, to_openvino
-from keras_randlora.tools import replacing
+from keras_randlora.tools import bytes_of, keras_internals, replacing
 
 _LARGEST_MESSAGE = 2**31 - 1
 
@@ -224,7 +221,7 @@ def _check_request(
             f"format='{format}' needs {' and '.join(missing)}: "
             f"pip install 'keras-randlora[{extra}]'."
         )
-    size = _weight_bytes(model) - summary(model).basis_bytes
+    size = sum(map(bytes_of, model.weights)) - summary(model).basis_bytes
     if size > kind.max_bytes:
         raise ValueError(
             f"format='{format}' is limited to 2 GB of weights; model '{model.name}' "
@@ -245,7 +242,7 @@ def _require_known_to_transformers(model: keras.Model) -> None:
 
 def _require_importable_classes(model: keras.Model, format: str) -> None:
     """Refuse classes that a second process could not find."""
-    for layer in [model, *model._flatten_layers(include_self=False)]:
+    for layer in keras_internals.layers_below(model):
         kind = type(layer)
         if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
             backend = FORMATS[format].backend
@@ -257,35 +254,18 @@ def _require_importable_classes(model: keras.Model, format: str) -> None:
             )
 
 
-def _weight_bytes(model: keras.Model) -> int:
-    return sum(
-        math.prod(weight.shape) * np.dtype(getattr(ml_dtypes, dtype, dtype)).itemsize
-        for weight in model.weights
-        for dtype in [keras.backend.standardize_dtype(weight.dtype)]
-    )
-
-
 @contextlib.contextmanager
 def _plain(model: keras.Model, state: AdaptedState) -> Iterator[None]:
     """Thaw what was trainable before, and let nothing of the training be saved."""
-    frozen = [
-        TrainableFlag(
-            flag.layer, flag.layer._trainable, [(v, v.trainable) for v, _ in own]
-        )
-        for flag in state.was_trainable
-        for own in [flag.variables]
-    ]
-    compiled, optimizer = model.compiled, getattr(model, "optimizer", None)
-    set_trainable(state.was_trainable)
-    renew_optimizer(model)
-    model.compiled = False
-    try:
+    flags = [TrainableFlag.of(flag.layer) for flag in state.was_trainable]
+    with contextlib.ExitStack() as undo:
+        undo.callback(restore_flags, flags)
+        for name in ("optimizer", "compiled"):
+            if hasattr(model, name):
+                undo.callback(setattr, model, name, getattr(model, name))
+        restore_flags(state.was_trainable)
+        model.optimizer, model.compiled = None, False
         yield
-    finally:
-        model.compiled = compiled
-        if optimizer is not None:
-            model.optimizer = optimizer
-        set_trainable(frozen)
 
 
 def _write_elsewhere(model: keras.Model, path: str, format: str, verbose: bool) -> None:
@@ -356,5 +336,5 @@ def run_request(request: dict[str, Any]) -> int:
 
 def _defining_modules(model: keras.Model) -> list[str]:
     """Return the modules that must be imported to load the model."""
-    modules = {type(layer).__module__ for layer in model._flatten_layers()}
+    modules = {type(layer).__module__ for layer in keras_internals.layers_below(model)}
     return sorted(m for m in modules if m.split(".")[0] != "keras")

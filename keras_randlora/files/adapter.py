@@ -37,7 +37,7 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.files.weights import check_adapter, get_adapter, set_adapter
-from keras_randlora.layers import RandLoRALayer, kernel_shape, stable_names
+from keras_randlora.layers import kernel_shape, stable_names
 from keras_randlora.tools import write_atomically
 
 FORMAT = "keras-randlora-adapter"
@@ -110,7 +110,7 @@ def write_adapter(file: AdapterFile, path: str | os.PathLike[str]) -> None:
         tensors |= dict(zip(BASIS_NAMES, file.bases, strict=True))
     header: dict[str, Any] = {
         "version": FORMAT_VERSION,
-        "config": json.loads(file.config.to_json()),
+        "config": file.config.to_dict(),
         "layers": file.layers,
         "also_trained": file.also_trained,
     }
@@ -148,9 +148,7 @@ def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
     'd'
     """
     file = read_adapter(path)
-    if is_adapted(model) or any(
-        isinstance(site.layer, RandLoRALayer) for site in sites(model)
-    ):
+    if is_adapted(model):
         _require_same_adaptation(model, file, path)
         set_adapter(model, file.tensors)
         return summary(model)
@@ -241,7 +239,7 @@ def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
                 f"reads version {FORMAT_VERSION}"
             )
         return {
-            "config": RandLoRAConfig.from_json(json.dumps(header["config"])),
+            "config": RandLoRAConfig.from_dict(header["config"]),
             "layers": {
                 layer: tuple(int(size) for size in shape)
                 for layer, shape in header["layers"].items()

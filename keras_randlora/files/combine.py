@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -16,7 +17,7 @@ from keras_randlora.adapt import (
     adapted_state,
     disable_randlora,
     models_holding,
-    renew_optimizer,
+    renew_optimizers,
     require_plain,
     sites,
 )
@@ -28,7 +29,7 @@ from keras_randlora.layers import (
     named_weights,
     write_kernel,
 )
-from keras_randlora.tools import shown
+from keras_randlora.tools import shown, to_numpy
 
 PathLike = str | os.PathLike[str]
 
@@ -65,14 +66,20 @@ def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> No
         _check_weight(path, weight)
         require_same_base(model, read_adapter(path), path)
     linear = [site.layer for site in sites(model) if site.linear]
-    for holder in models_holding(model, linear):
-        renew_optimizer(holder)
+    models = models_holding(model, linear)
+    compiled = [holder for holder in models if holder.compiled]
     totals: dict[str, Change] = {}
-    for path, weight in adapters.items():
-        for key, (target, change) in _changes(model, path).items():
-            total = totals[key].value if key in totals else 0.0
-            totals[key] = Change(target, total + weight * change)
+    with contextlib.ExitStack() as undo:
+        # Adapting for a moment must not touch what a refusal leaves as it is.
+        for holder in compiled:
+            undo.callback(setattr, holder, "compiled", True)
+            holder.compiled = False
+        for path, weight in adapters.items():
+            for key, (target, change) in _changes(model, path).items():
+                total = totals[key].value if key in totals else 0.0
+                totals[key] = Change(target, total + weight * change)
     _add_all(totals)
+    renew_optimizers(models)
 
 
 class Change(NamedTuple):
@@ -81,36 +88,31 @@ class Change(NamedTuple):
     target: keras.Variable | keras.layers.Layer
     value: np.ndarray
 
-    def add(self) -> Callable[[], None]:
-        """Add it; return what takes it back, exactly."""
+    def add(self, undo: contextlib.ExitStack) -> None:
+        """Add it, and let `undo` take it back, exactly."""
         target = self.target
         if isinstance(target, keras.Variable):
-            before = np.array(ops.convert_to_numpy(target))
-            target.assign(ops.cast(_to_float32(target) + self.value, target.dtype))
-            return lambda: target.assign(before)
-        held = held_arrays(target)
-        kernel = np.array(ops.convert_to_numpy(dense_kernel(target)))
+            undo.callback(target.assign, np.array(to_numpy(target)))
+            target.assign(ops.cast(_wide(target) + self.value, target.dtype))
+            return
+        kernel = np.array(to_numpy(dense_kernel(target)))
+        undo.callback(hold, target, held_arrays(target))
         write_kernel(target, kernel + self.value)
-        return lambda: hold(target, held)
 
 
 def _add_all(changes: dict[str, Change]) -> None:
     """Add all changes, which are emptied, or none of them."""
-    taken_back = []
-    try:
+    with contextlib.ExitStack() as undo:
         for key in shown(list(changes), "Merging", "variable"):
-            taken_back.append(changes.pop(key).add())
-    except BaseException:
-        for take_back in taken_back:
-            take_back()
-        raise
+            changes.pop(key).add(undo)
+        undo.pop_all()
 
 
 def _changes(model: keras.Model, path: PathLike) -> dict[str, Change]:
     """Return what an adapter adds to each variable; the model is left as it was."""
     trained = read_adapter(path).tensors
     before = {
-        f"{site.path}/{name}": np.array(ops.convert_to_numpy(variable))
+        f"{site.path}/{name}": np.array(to_numpy(variable))
         for site in sites(model)
         for name, variable in named_weights(site.layer).items()
         if f"{site.path}/{name}" in trained
@@ -120,12 +122,12 @@ def _changes(model: keras.Model, path: PathLike) -> dict[str, Change]:
     try:
         changes = {
             f"{site.path}/kernel": Change(
-                site.layer, _to_float32(site.layer.randlora.update())
+                site.layer, _wide(site.layer.randlora.update())
             )
             for site in shown(state.selection.adapted, f"Reading {path}", "layer")
         }
         for key, variable in state.extra.items():
-            change = _to_float32(variable) - _to_float32(before[key])
+            change = _wide(variable) - _wide(before[key])
             changes[key] = Change(variable, change)
     finally:
         for key, variable in state.extra.items():
@@ -144,5 +146,7 @@ def _check_weight(path: PathLike, weight: Any) -> None:
         raise ValueError(f"The weight of '{path}' must be finite. Received: {weight}.")
 
 
-def _to_float32(array: Any) -> np.ndarray:
-    return np.array(ops.convert_to_numpy(array)).astype("float32")
+def _wide(array: Any) -> np.ndarray:
+    """Return an array in float32, in float64 if it is that."""
+    array = np.array(to_numpy(array))
+    return array if array.dtype == "float64" else array.astype("float32")

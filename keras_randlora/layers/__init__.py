@@ -1,21 +1,21 @@
 """What an adapted layer computes, holds and saves.
 
-In: a plain `Dense` or `EinsumDense` and the options of one layer. Out: the layer with
-λ and γ, its product, and what stands of it in a weights file.
+In: a plain `Dense` or `EinsumDense`, or a kind that `register_layer` added, and the
+options of one layer. Out: the layer with λ and γ, its product, and what stands of it in
+a weights file.
 """
 
-from keras_randlora.layers.adapted import (
-    ADAPTED_CLASSES,
-    Attachment,
-    LayerOptions,
-    RandLoRAAdapter,
+from keras_randlora.layers.adapted import Attachment, RandLoRALayer
+from keras_randlora.layers.adapter import RandLoRAAdapter
+from keras_randlora.layers.counts import parameter_count
+from keras_randlora.layers.kinds import (
     RandLoRADense,
     RandLoRAEinsumDense,
-    RandLoRALayer,
-    named_weights,
-    own_weights,
-    require_supported_mode,
-    stable_names,
+    adapted_class,
+    is_linear,
+    kind_name,
+    layout_of,
+    register_layer,
 )
 from keras_randlora.layers.quantized import (
     dense_kernel,
@@ -23,30 +23,32 @@ from keras_randlora.layers.quantized import (
     held_arrays,
     hold,
     kernel_shape,
+    require_supported_mode,
     restore_float,
     write_kernel,
 )
-from keras_randlora.layers.straight_through import (
-    pass_gradients,
-    restore_rounding,
-)
+from keras_randlora.layers.straight_through import pass_gradients, restore_rounding
+from keras_randlora.layers.variable_names import named_weights, stable_names
 
 __all__ = [
-    "ADAPTED_CLASSES",
     "Attachment",
-    "LayerOptions",
     "RandLoRAAdapter",
     "RandLoRADense",
     "RandLoRAEinsumDense",
     "RandLoRALayer",
+    "adapted_class",
     "dense_kernel",
     "float_policy",
     "held_arrays",
     "hold",
+    "is_linear",
     "kernel_shape",
+    "kind_name",
+    "layout_of",
     "named_weights",
-    "own_weights",
+    "parameter_count",
     "pass_gradients",
+    "register_layer",
     "require_supported_mode",
     "restore_float",
     "restore_rounding",

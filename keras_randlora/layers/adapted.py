@@ -1,344 +1,92 @@
-"""`Dense` and `EinsumDense` layers whose frozen kernel carries a RandLoRA update."""
+"""What adapted layers of all kinds share: the update beside a frozen kernel."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
-import re
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_randlora.bases import DISTRIBUTIONS, BasisSpec, resolve_sparsity
-from keras_randlora.config import GIVEN, RandLoRAConfig
-from keras_randlora.layers.product import AdaptedProduct
+from keras_randlora.config import TRAIN_BIASES, LayerOptions
+from keras_randlora.layers import store
+from keras_randlora.layers.adapter import RandLoRAAdapter
 from keras_randlora.layers.quantized import (
-    SUPPORTED_MODES,
     dense_kernel,
     float_policy,
-    frozen_kernel,
-    held_arrays,
-    hold,
-    kernel_shape,
     quantized_alike,
+    require_supported_mode,
     widened,
     write_kernel,
 )
-from keras_randlora.tools import cast
-from keras_randlora.update import (
-    BasisBank,
-    KernelLayout,
-    UpdateShape,
-    dense_layout,
-    einsum_layout,
-    rebuilt_bank,
-)
+from keras_randlora.tools import cast, keras_internals
+from keras_randlora.update import BasisBank, KernelLayout, UpdateShape, rebuilt_bank
 
 Array = Any
-# What Keras calls a variable that is added without a name.
-_NAMELESS = re.compile(r"variable_\d+")
+_OPTION_NAMES = tuple(field.name for field in dataclasses.fields(LayerOptions))
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerOptions:
-    """The options of one adapted layer; its constructor's arguments.
+class Adaptation(NamedTuple):
+    """What a layer is built adapted with, but for what its plain class takes.
 
     Attributes:
-        rank: Rank of each basis.
-        alpha: The update is scaled by `alpha / rank`.
-        basis: Distribution of the bases.
-        sparsity: Resolved sparsity of ternary bases, else `None`.
-        seed: Seed of the bases.
-        num_bases: Upper bound on the number of bases, `None` for full rank.
-        dropout: Rate of dropout on the adapter's input.
-        basis_storage: `"stored"` or `"regenerated"`.
-        compute: `"auto"`, `"materialized"` or `"factored"`.
-        train_bias: Whether the layer's bias is trained.
+        options: The options of the layer.
+        train_bias: Whether its bias is trained.
+        bank: The bases to share with other layers, `None` for a pair of its own.
     """
 
-    rank: int
-    alpha: float
-    basis: str
-    sparsity: float | None
-    seed: int
-    num_bases: int | None
-    dropout: float
-    basis_storage: str
-    compute: str
+    options: LayerOptions
     train_bias: bool
-
-    @classmethod
-    def from_config(cls, config: RandLoRAConfig, train_bias: bool) -> LayerOptions:
-        """Return the part of a configuration that concerns one layer."""
-        names = {field.name for field in dataclasses.fields(cls)} - {"train_bias"}
-        shared = {name: getattr(config, name) for name in names}
-        return cls(train_bias=train_bias, **shared)
-
-    def basis_spec(self, shapes: Sequence[UpdateShape]) -> BasisSpec:
-        """Return what determines the entries of the bases that serve all `shapes`."""
-        larger = max(shape.larger for shape in shapes)
-        sparsity = resolve_sparsity(self.basis, self.sparsity, larger)
-        return BasisSpec(self.basis, sparsity, self.seed)
-
-    def bank_for(self, shapes: Sequence[UpdateShape], dtype: Any = None) -> BasisBank:
-        """Return the smallest bank of bases that serves all `shapes`.
-
-        Raises:
-            ValueError: The bases follow from no seed.
-        """
-        if self.basis == GIVEN:
-            raise ValueError(
-                "basis='given' is for bases that come with a file, which "
-                "`load_adapter` and `keras_randlora.peft.load` read. Choose one of "
-                f"{list(DISTRIBUTIONS)}. Received: basis='given' without bases."
-            )
-        return BasisBank.for_shapes(
-            shapes,
-            self.basis_spec(shapes),
-            storage=self.basis_storage,
-            name="randlora_bank",
-            dtype=dtype,
-        )
-
-
-class RandLoRAAdapter(keras.layers.Layer):
-    """The trainable λ and γ of one layer, and the product that uses them.
-
-    A child of the layer it adapts, so that its variables are named
-    `<layer path>/randlora/lambda` and `<layer path>/randlora/gamma`. Both are
-    float32 under every dtype policy.
-
-    Attributes:
-        lambda_: λ of shape `(r, n)`, starts at 0.
-        gamma: γ of shape `(n, s)`, starts at `1 / s`.
-        bank: The shared bases.
-        options: The layer's options.
-        latest_way: How the product was taken when the layer was last called or
-            traced, `None` before.
-        enabled_on: Returns the model that `enable_randlora` was called on, `None` if
-            it is gone or the layer was built adapted.
-    """
-
-    def __init__(
-        self, owner: RandLoRALayer, options: LayerOptions, bank: BasisBank
-    ) -> None:
-        policy = float_policy(owner)
-        super().__init__(name="randlora", dtype=policy)
-        self._parent_path = owner.path
-        self.options = options
-        self.latest_way: str | None = None
-        self.enabled_on: Callable[[], keras.Model | None] = lambda: None
-        self.shape = owner.update_shape(options)
-        self.bank = bank
-        self.product = AdaptedProduct(
-            owner.kernel_layout(),
-            frozen_kernel(owner),
-            self.shape,
-            bank,
-            options.alpha / options.rank,
-        )
-        self.dropout = (
-            keras.layers.Dropout(options.dropout, dtype=policy)
-            if options.dropout
-            else None
-        )
-        self._owner = weakref.ref(owner)
-        self.build()
-
-    def build(self, input_shape: Any = None) -> None:
-        """Create λ and γ."""
-        shape = self.shape
-        self.lambda_ = self._factor("lambda", (shape.rank, shape.num_bases), 0.0)
-        self.gamma = self._factor(
-            "gamma", (shape.num_bases, shape.smaller), 1.0 / shape.smaller
-        )
-
-    def way(self, input_shape: tuple[int | None, ...]) -> str:
-        """Return `"materialized"` or `"factored"` for an input of this shape."""
-        tokens = self.product.layout.tokens(tuple(input_shape))
-        return self.product.way(
-            self.options.compute, tokens, dropout=self.dropout is not None
-        )
-
-    def multiply(
-        self, inputs: Array, held: Sequence[Array], training: bool | None = None
-    ) -> Array:
-        """Return `inputs · (kernel + update)`.
-
-        Args:
-            inputs: The layer's input.
-            held: The tensors that hold the kernel.
-            training: Whether dropout is at work.
-        """
-        factors = (
-            ops.convert_to_tensor(self.lambda_),
-            ops.convert_to_tensor(self.gamma),
-        )
-        self.latest_way = way = self.way(inputs.shape)
-        if way == "materialized" and not (self.dropout and training):
-            return self.product.materialized(inputs, held, *factors)
-        seen = self.dropout(inputs, training=training) if self.dropout else inputs
-        base = self.product.base(inputs, held)
-        if way == "factored":
-            return base + self.product.factored(seen, *factors)
-        return base + self.product.materialized(seen, (), *factors)
-
-    def update(self) -> Array:
-        """Return the update of the kernel, in its shape, in float32."""
-        return self.product.update(
-            ops.convert_to_tensor(self.lambda_),
-            ops.convert_to_tensor(self.gamma),
-            "float32",
-        )
-
-    def reset(self) -> None:
-        """Set λ to 0 and γ to `1 / s`: the update is zero again."""
-        self.lambda_.assign(np.zeros(self.lambda_.shape, "float32"))
-        self.gamma.assign(np.full(self.gamma.shape, 1.0 / self.shape.smaller, "f4"))
-
-    def save_own_variables(self, store: Any) -> None:
-        """Write λ, γ, and where subtracting the update misses the base kernel.
-
-        The layer's own slot holds the merged kernel. `merged - update` is the
-        base kernel up to rounding; the entries that differ are written out, so
-        that loading restores the base bit for bit where the update is computed with
-        the same roundings, on another backend up to the last bit of the update.
-        Where so many differ that the base takes less, and of a quantized kernel,
-        which no subtraction restores, all that holds it is written out.
-        """
-        owner = self._layer()
-        store["options"] = np.frombuffer(json.dumps(self._origin()).encode(), "uint8")
-        store["lambda"] = _to_numpy(self.lambda_)
-        store["gamma"] = _to_numpy(self.gamma)
-        if owner.quantization_mode is None:
-            base = _to_numpy(owner._kernel)
-            recovered = _to_numpy(owner.unmerged_kernel(owner.merged_kernel()))
-            index = np.flatnonzero(base != recovered).astype("int64")
-            value = _storable(base.reshape(-1)[index])
-            if index.nbytes + value.nbytes < _storable(base[:0]).itemsize * base.size:
-                store["base_index"], store["base_value"] = index, value
-                return
-        for name, array in held_arrays(owner).items():
-            store[f"base{name}"] = _storable(array)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Read λ and γ and take the update out of the kernel that was loaded.
-
-        A store without them comes from a plain layer: its kernel is the base,
-        and the update is reset to zero.
-
-        Raises:
-            ValueError: λ and γ were trained with other bases or another scale, so
-                that they mean another update in this layer.
-        """
-        if "lambda" not in store:
-            self.reset()
-            return
-        owner = self._layer()
-        ours = self._origin()
-        theirs = json.loads(np.asarray(store["options"]).tobytes())
-        others = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-        if others:
-            trained, has = (
-                ", ".join(f"{name}={options.get(name)!r}" for name in others)
-                for options in (theirs, ours)
-            )
-            raise ValueError(
-                f"The weights of layer '{owner.path}' were trained with {trained}; the "
-                f"layer has {has}, which would make another update of them. Call "
-                "`enable_randlora` with the options of then (bases that were given: "
-                "`load_adapter` or `keras_randlora.peft.load`) on a fresh model and "
-                "load the file into that: this one is loaded in part."
-            )
-        self.lambda_.assign(np.asarray(store["lambda"]))
-        self.gamma.assign(np.asarray(store["gamma"]))
-        names = self.product.kernel.names
-        if f"base{names[0]}" in store:
-            hold(owner, {name: np.asarray(store[f"base{name}"]) for name in names})
-            return
-        base = _to_numpy(owner.unmerged_kernel(owner._kernel)).copy()
-        index = np.asarray(store["base_index"])
-        base.reshape(-1)[index] = np.asarray(store["base_value"]).astype(base.dtype)
-        owner._kernel.assign(base)
-
-    def _origin(self) -> dict[str, Any]:
-        """Return what must be equal for λ and γ to mean the same update."""
-        spec = self.bank.spec
-        drawn = {"sparsity": spec.sparsity, "seed": spec.seed}
-        return {
-            "rank": self.shape.rank,
-            "num_bases": self.shape.num_bases,
-            "alpha": self.options.alpha,
-            "basis": GIVEN if self.bank.given else spec.basis,
-            **({} if self.bank.given else drawn),
-        }
-
-    def _factor(self, name: str, shape: tuple[int, int], value: float) -> Any:
-        return self.add_weight(
-            name=name,
-            shape=shape,
-            initializer=keras.initializers.Constant(value),
-            dtype="float32",
-            autocast=False,
-        )
-
-    def _layer(self) -> RandLoRALayer:
-        owner = self._owner()
-        if owner is None:
-            raise RuntimeError(f"The layer adapted by '{self.path}' is gone.")
-        return owner
+    bank: BasisBank | None
 
 
 class Attachment(NamedTuple):
-    """What makes a plain layer an adapted one."""
+    """What makes a plain layer an adapted one, see `RandLoRALayer.attachment`."""
 
+    kind: type[RandLoRALayer]
     options: LayerOptions
+    train_bias: bool
     bank: BasisBank
     shares_bank: bool
     adapter: RandLoRAAdapter
 
 
-class RandLoRALayer(keras.layers.Layer):
-    """What adapted `Dense` and `EinsumDense` layers share.
+# For constructors of classes that know nothing of RandLoRA.
+_WAITING: ContextVar[Adaptation | None] = ContextVar("_WAITING", default=None)
 
-    A mixin before the Keras class. The base kernel stays in the layer's own
-    `kernel`, frozen whatever `trainable` is set to; λ and γ live in the child
-    `layer.randlora`.
+
+class RandLoRALayer(keras.layers.Layer):
+    """What adapted layers of all kinds share.
+
+    A mixin before the Keras class. The base kernel stays where the layer has it,
+    frozen whatever `trainable` is set to; λ and γ live in the child `layer.randlora`.
+
+    Attributes:
+        plain_class: The class of the layer without RandLoRA.
+        of_subclass: Whether that is a subclass of a registered kind.
+        randlora: The child with λ and γ.
+        options: The options of the layer.
+        train_bias: Whether its bias is trained.
+        bank: The bases.
     """
 
     randlora: RandLoRAAdapter
     plain_class: type[keras.layers.Layer]
+    of_subclass = False
 
     def __init__(
         self,
         *args: Any,
-        rank: int,
-        alpha: float | None = None,
-        basis: str = "uniform",
-        sparsity: float | None = None,
-        seed: int = 0,
-        num_bases: int | None = None,
-        dropout: float = 0.0,
-        basis_storage: str = "stored",
-        compute: str = "auto",
-        train_bias: bool = True,
         bank: BasisBank | None = None,
+        train_bias: bool | str = True,
         **kwargs: Any,
     ) -> None:
-        config = RandLoRAConfig(
-            rank=rank,
-            alpha=alpha,
-            basis=basis,
-            sparsity=sparsity,
-            seed=seed,
-            num_bases=num_bases,
-            dropout=dropout,
-            basis_storage=basis_storage,
-            compute=compute,
+        given = {name: kwargs.pop(name) for name in _OPTION_NAMES if name in kwargs}
+        adaptation = _WAITING.get() or Adaptation(
+            LayerOptions(**given), _trains_bias(train_bias), bank
         )
         for name in ("lora_rank", "kernel_constraint"):
             if kwargs.get(name):
@@ -347,36 +95,28 @@ class RandLoRALayer(keras.layers.Layer):
                     f"{name}={kwargs[name]!r}."
                 )
         super().__init__(*args, **kwargs)
-        self.options = LayerOptions.from_config(config, bool(train_bias))
-        self.bank = bank
-        self._shares_bank = bank is not None
+        self.options, self.train_bias = adaptation.options, adaptation.train_bias
+        self.bank: Any = adaptation.bank
+        self._shares_bank = adaptation.bank is not None
 
     def build(self, input_shape: Any) -> None:
         """Create the layer's variables, λ and γ, and its bases if it has none."""
         require_supported_mode(self, self.name)
         super().build(input_shape)
-        if self.bank is None:
-            self.bank = self.options.bank_for(
-                [self.update_shape(self.options)], dtype=float_policy(self)
-            )
-        self.attach(self.options, self.bank, shares_bank=self._shares_bank)
+        options = self.options
+        bank = self.bank or BasisBank.for_shapes(
+            [self.update_shape(options)], options, float_policy(self)
+        )
+        self.attach(options, bank, self.train_bias, shares_bank=self._shares_bank)
         self.randlora.trainable = self.trainable
 
     def update_shape(self, options: LayerOptions) -> UpdateShape:
         """Return the sizes of the kernel's update."""
-        return self.shape_for(self, options)
+        return UpdateShape.of_layout(self.kernel_layout(), options)
 
     def kernel_layout(self) -> KernelLayout:
         """Return how the kernel is read as a matrix."""
         return self.layout_of(self)
-
-    @classmethod
-    def shape_for(cls, layer: keras.layers.Layer, options: LayerOptions) -> UpdateShape:
-        """Return the sizes of the update that a plain layer would get."""
-        layout = cls.layout_of(layer)
-        return UpdateShape.of_kernel(
-            layout.inputs, layout.outputs, options.rank, options.num_bases
-        )
 
     @staticmethod
     def layout_of(layer: keras.layers.Layer) -> KernelLayout:
@@ -387,56 +127,75 @@ class RandLoRALayer(keras.layers.Layer):
         """
         raise NotImplementedError
 
+    # Attaching and detaching
+
     def attach(
-        self, options: LayerOptions, bank: BasisBank, shares_bank: bool = True
+        self,
+        options: LayerOptions,
+        bank: BasisBank,
+        train_bias: bool,
+        shares_bank: bool = True,
     ) -> None:
         """Add λ and γ to a built layer and freeze its kernel.
 
         Args:
             options: The layer's options.
             bank: Bases, large enough for the kernel.
+            train_bias: Whether the bias is trained.
             shares_bank: Whether other layers use the same bank.
         """
         bank.require_serves(self.update_shape(options), self.path)
+        adapter = RandLoRAAdapter(self, options, bank)
         self.reattach(
-            Attachment(options, bank, shares_bank, RandLoRAAdapter(self, options, bank))
+            Attachment(type(self), options, train_bias, bank, shares_bank, adapter)
+        )
+
+    @property
+    def attachment(self) -> Attachment:
+        """What `reattach` puts back after `detach`."""
+        return Attachment(
+            type(self),
+            self.options,
+            self.train_bias,
+            self.bank,
+            self._shares_bank,
+            self.randlora,
         )
 
     def reattach(self, attachment: Attachment) -> None:
-        """Put back what `detach` took off."""
-        self._tracker.unlock()
-        self.options = attachment.options
-        self.bank = attachment.bank
-        self._shares_bank = attachment.shares_bank
-        self.randlora = attachment.adapter
-        self._tracker.lock()
+        """Put back what `detach` took off, also if it was cut short."""
+        self.__class__ = attachment.kind
+        with keras_internals.unlocked(self):
+            self.options = attachment.options
+            self.train_bias = attachment.train_bias
+            self.bank = attachment.bank
+            self._shares_bank = attachment.shares_bank
+            self.randlora = attachment.adapter
         # The product converts the kernel itself, so that under a mixed policy no copy
         # of it stays alive between the passes.
-        self._kernel._autocast = False
+        keras_internals.set_autocast(keras_internals.kernel_variable(self), False)
         self.freeze_base()
 
-    def detach(self) -> Attachment:
-        """Take λ, γ and the bases off the layer; the kernel stays as it is."""
-        adapter = self.randlora
-        attachment = Attachment(self.options, adapter.bank, self._shares_bank, adapter)
-        self._kernel._autocast = True
-        self._tracker.unlock()
-        for child in (self.randlora, self.bank):
-            self._tracker.untrack(child)
-        del self.randlora, self.bank, self.options, self._shares_bank
-        self._tracker.lock()
-        return attachment
+    def detach(self) -> None:
+        """Make the layer a plain one; its kernel stays as it is."""
+        keras_internals.set_autocast(keras_internals.kernel_variable(self), True)
+        with keras_internals.unlocked(self):
+            for child in (self.randlora, self.bank):
+                keras_internals.untrack(self, child)
+            del self.randlora, self.bank
+            del self.options, self.train_bias, self._shares_bank
+        self.__class__ = self.plain_class
 
     def freeze_base(self) -> None:
         """Freeze the kernel, and the bias unless it is to be trained."""
-        self._kernel.trainable = False
+        keras_internals.kernel_variable(self).trainable = False
         if self.bias is not None:
-            self.bias.trainable = self.trainable and self.randlora.options.train_bias
+            self.bias.trainable = self.trainable and self.train_bias
 
     @property
     def trainable(self) -> bool:
         """Whether λ, γ (and the bias, if asked) are trained; never the kernel."""
-        return self._trainable
+        return keras_internals.own_flag(self)
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
@@ -444,22 +203,35 @@ class RandLoRALayer(keras.layers.Layer):
         if hasattr(self, "randlora"):
             self.freeze_base()
 
+    # Computing
+
+    @property
+    def kernel(self) -> Array:
+        """The adapted kernel, `kernel + update`, with a gradient for λ and γ.
+
+        A layer that is called takes a leaner product. Keras's own LoRA defines
+        `kernel` likewise (`keras/src/layers/core/dense.py`).
+
+        Returns:
+            In the kernel's shape and dtype, within a call in the call's; of a quantized
+            kernel in the compute dtype.
+        """
+        if not hasattr(self, "randlora"):
+            raise AttributeError("You must build the layer before accessing `kernel`.")
+        kernel = self.randlora.kernel(self._held())
+        if self.quantization_mode is not None:
+            return cast(kernel, self.compute_dtype)
+        return keras_internals.autocast(kernel)
+
     def call(self, inputs: Array, training: bool | None = None) -> Array:
         """Return `activation(inputs · (kernel + update) + bias)`."""
         inputs = cast(inputs, self._product_dtype(inputs))
-        names = self.randlora.product.kernel.names
-        held = [ops.convert_to_tensor(getattr(self, name)) for name in names]
-        outputs = self.randlora.multiply(inputs, held, training=training)
+        outputs = self.randlora.multiply(inputs, self._held(), training=training)
         if self.bias is not None:
             outputs = ops.add(outputs, self.bias)
         if self.activation is not None:
             outputs = self.activation(outputs)
         return outputs
-
-    def __repr__(self) -> str:
-        """Return Keras's form with the adapted class's own name."""
-        kind, plain = type(self).__qualname__, type(self).__name__
-        return super().__repr__().replace(plain, kind, 1)
 
     def quantized_call(self, inputs: Array, training: bool | None = None) -> Array:
         """Return what `call` does; Keras calls this where the kernel is quantized."""
@@ -474,11 +246,21 @@ class RandLoRALayer(keras.layers.Layer):
         merged = ops.add(dense_kernel(self), self.randlora.update())
         if self.quantization_mode is not None:
             return merged
-        return ops.cast(merged, self._kernel.dtype)
+        return ops.cast(merged, keras_internals.kernel_variable(self).dtype)
+
+    def unmerged_kernel(self, merged: Array) -> Array:
+        """Return `merged - update` in the kernel's dtype and shape."""
+        dtype = keras_internals.kernel_variable(self).dtype
+        base = ops.subtract(widened(merged, dtype), self.randlora.update())
+        return ops.cast(base, dtype)
 
     def write_merged(self) -> None:
         """Assign `kernel + update` to the kernel, quantized again as it was."""
         write_kernel(self, self.merged_kernel())
+
+    def _held(self) -> list[Array]:
+        variables = self.randlora.product.kernel.variables(self)
+        return [ops.convert_to_tensor(variable) for variable in variables]
 
     def _product_dtype(self, inputs: Array) -> str:
         """Return the dtype in which a plain layer would multiply."""
@@ -486,24 +268,50 @@ class RandLoRALayer(keras.layers.Layer):
             return self.compute_dtype
         return keras.backend.result_type(inputs.dtype, self.compute_dtype)
 
-    def unmerged_kernel(self, merged: Array) -> Array:
-        """Return `merged - update` in the kernel's dtype and shape."""
-        wide = widened(merged, self._kernel.dtype)
-        base = ops.subtract(wide, self.randlora.update())
-        return ops.cast(base, self._kernel.dtype)
+    # Saving, see `layers.store`
 
-    def save_own_variables(self, store: Any) -> None:
+    def save_own_variables(self, saved: Any) -> None:
         """Write what a plain layer would, with the merged kernel as its kernel."""
         if self.built and self.quantization_mode is not None:
             merged = self.merged_kernel()
-            quantized_alike(self, merged).save_own_variables(store)
+            quantized_alike(self, merged).save_own_variables(saved)
             return
         own: dict[str, Any] = {}
         super().save_own_variables(own)
         if own:
             own["0"] = self.merged_kernel()
         for key, value in own.items():
-            store[key] = value
+            saved[key] = value
+
+    def load_own_variables(self, saved: Any) -> None:
+        """Read what a plain layer would; λ and γ come with the child."""
+        super().load_own_variables(saved)
+        if hasattr(self, "randlora"):
+            store.kernel_arrived(self)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        config = super().get_config()
+        # The adapted class of a subclass keeps both apart, see `layers.kinds`.
+        return config if self.of_subclass else {**config, **self.adaptation_config()}
+
+    def adaptation_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments that a plain layer does not have."""
+        bank = None
+        if self._shares_bank:
+            bank = keras.saving.serialize_keras_object(self.bank)
+            # Keras marks a shared object when it meets it again, on a dictionary that
+            # has been copied by then: the first layer would get a bank of its own.
+            bank["shared_object_id"] = id(self.bank)
+        options = dataclasses.asdict(self.options)
+        return {**options, "train_bias": self.train_bias, "bank": bank}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> RandLoRALayer:
+        """Rebuild the layer from `get_config`'s result."""
+        return super().from_config({**config, "bank": rebuilt_bank(config.get("bank"))})
+
+    # What Keras cannot do with an adapted layer
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: the layer is already adapted.
@@ -528,170 +336,40 @@ class RandLoRALayer(keras.layers.Layer):
             "Call `merge_randlora(model)` first, then `model.quantize(...)`."
         )
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        bank = None
-        if self._shares_bank:
-            bank = keras.saving.serialize_keras_object(self.bank)
-            # Keras marks a shared object when it meets it again, on a dictionary that
-            # has been copied by then: the first layer would get a bank of its own.
-            bank["shared_object_id"] = id(self.bank)
-        return {
-            **super().get_config(),
-            **dataclasses.asdict(self.options),
-            "bank": bank,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> RandLoRALayer:
-        """Rebuild the layer from `get_config`'s result."""
-        return super().from_config({**config, "bank": rebuilt_bank(config.get("bank"))})
+    def __repr__(self) -> str:
+        """Return Keras's form with the adapted class's own name."""
+        kind, plain = type(self).__qualname__, type(self).__name__
+        return super().__repr__().replace(plain, kind, 1)
 
 
-@keras.saving.register_keras_serializable(package="keras_randlora")
-class RandLoRADense(RandLoRALayer, keras.layers.Dense):
-    """A `keras.layers.Dense` with a frozen kernel and a RandLoRA update.
+@contextlib.contextmanager
+def built_with(adaptation: Adaptation) -> Iterator[None]:
+    """Give layers that are made in the block this adaptation.
 
-    Args:
-        units: Dimensionality of the output.
-        rank: Rank `r` of each random basis.
-        alpha: The update is scaled by `alpha / rank`; default `20 * rank`.
-        basis: Distribution of the bases, see `keras_randlora.bases`.
-        sparsity: For `basis="ternary"`.
-        seed: Integer in `[0, 2**32)` that determines the bases.
-        num_bases: Upper bound on the number of bases; default full rank.
-        dropout: Rate of dropout on the adapter's input.
-        basis_storage: `"stored"` or `"regenerated"`.
-        compute: `"auto"`, `"materialized"` or `"factored"`.
-        train_bias: Whether the bias is trained.
-        bank: A `BasisBank` to share with other layers. By default the layer
-            owns a pair of its own.
-        **kwargs: Arguments of `keras.layers.Dense`.
-
-    Input shape: `(..., inputs)`. Output shape: `(..., units)`.
-
-    Raises:
-        ValueError: An option is out of range.
-        TypeError: An option has the wrong type.
-
-    Example:
-    >>> layer = kr.RandLoRADense(8, rank=2)
-    >>> tuple(layer(np.ones((4, 6), "float32")).shape)
-    (4, 8)
-    >>> sorted(weight.name for weight in layer.trainable_weights)
-    ['bias', 'gamma', 'lambda']
+    For classes whose constructor passes on no argument of RandLoRA.
     """
-
-    plain_class = keras.layers.Dense
-
-    def __init__(self, units: int, rank: int, **kwargs: Any) -> None:
-        super().__init__(units, rank=rank, **kwargs)
-
-    @staticmethod
-    def layout_of(layer: keras.layers.Layer) -> KernelLayout:
-        """Return how the kernel is read as a matrix."""
-        return dense_layout(kernel_shape(layer))
+    token = _WAITING.set(adaptation)
+    try:
+        yield
+    finally:
+        _WAITING.reset(token)
 
 
-@keras.saving.register_keras_serializable(package="keras_randlora")
-class RandLoRAEinsumDense(RandLoRALayer, keras.layers.EinsumDense):
-    """A `keras.layers.EinsumDense` with a frozen kernel and a RandLoRA update.
-
-    The kernel is seen as a matrix of its axes that are contracted with the input
-    by its axes that appear in the output: `(d, n * h)` for Gemma's query
-    `"btd,ndh->btnh"`.
-
-    Args:
-        equation: Einsum equation, perhaps with `...`.
-        output_shape: Output shape without the batch axis.
-        rank: Rank `r` of each random basis.
-        **kwargs: Options of `RandLoRADense`, and arguments of
-            `keras.layers.EinsumDense`.
-
-    Raises:
-        ValueError: The kernel does not split into input and output axes, or an
-            option is out of range.
-        TypeError: An option has the wrong type.
-
-    Example:
-    >>> layer = kr.RandLoRAEinsumDense("btd,ndh->btnh", (None, 2, 3), rank=2)
-    >>> tuple(layer(np.ones((1, 5, 4), "float32")).shape)
-    (1, 5, 2, 3)
-    """
-
-    plain_class = keras.layers.EinsumDense
-
-    def __init__(
-        self, equation: str, output_shape: Any, rank: int, **kwargs: Any
-    ) -> None:
-        super().__init__(equation, output_shape, rank=rank, **kwargs)
-
-    @staticmethod
-    def layout_of(layer: keras.layers.Layer) -> KernelLayout:
-        """Return how the kernel is read as a matrix."""
-        return einsum_layout(layer.equation, kernel_shape(layer))
+def adaptation_of(config: dict[str, Any]) -> tuple[Adaptation, dict[str, Any]]:
+    """Split what `get_config` returned into the adaptation and the rest."""
+    rest = dict(config)
+    options = {name: rest.pop(name) for name in _OPTION_NAMES}
+    bank, train_bias = rebuilt_bank(rest.pop("bank")), rest.pop("train_bias")
+    return Adaptation(LayerOptions(**options), train_bias, bank), rest
 
 
-ADAPTED_CLASSES: dict[type, type[RandLoRALayer]] = {
-    adapted.plain_class: adapted for adapted in (RandLoRADense, RandLoRAEinsumDense)
-}
-
-# Keras files the weights of a layer that stands in a list, or directly in a functional
-# model, under its class's `__name__`. With the plain class's, the files of plain and
-# adapted models interchange. Registration has taken the name of its own before.
-for _plain, _adapted in ADAPTED_CLASSES.items():
-    _adapted.__name__ = _plain.__name__
-
-
-def require_supported_mode(layer: keras.layers.Layer, path: str) -> None:
-    """Check that the layer's kernel is in floating point, int8 or int4.
-
-    Raises:
-        ValueError: It is quantized in another way.
-    """
-    mode = layer.quantization_mode
-    if mode not in SUPPORTED_MODES:
-        supported = [mode for mode in SUPPORTED_MODES if mode]
+def _trains_bias(train_bias: Any) -> bool:
+    """Return whether a layer's own bias is trained."""
+    if isinstance(train_bias, bool):
+        return train_bias
+    if train_bias not in TRAIN_BIASES:
         raise ValueError(
-            f"Layer '{path}' is quantized as '{mode}', which RandLoRA does not adapt: "
-            f"it adapts kernels in floating point or quantized as {supported}. Load "
-            "the model without quantization, then call "
-            f"`model.quantize('{supported[-1]}')`."
+            "`train_bias` of a layer must be True or False, or one of "
+            f"{list(TRAIN_BIASES)}. Received: train_bias={train_bias!r}."
         )
-
-
-def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Return the variables that a layer holds itself, not through children."""
-    return [*layer._trainable_variables, *layer._non_trainable_variables]
-
-
-def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """Return the variables that a layer holds itself, by names that do not change.
-
-    Keras numbers variables without a name through the whole process, and lets two have
-    the same: here the second `scale` of a layer is `scale#2`, and a nameless one is
-    `variable`.
-    """
-    weights = own_weights(layer)
-    names = stable_names([variable.name for variable in weights])
-    return dict(zip(names, weights, strict=True))
-
-
-def stable_names(names: Sequence[str]) -> list[str]:
-    """Return the names of `named_weights` for those that Keras gave."""
-    found: list[str] = []
-    taken: dict[str, int] = {}
-    for name in names:
-        name = "variable" if _NAMELESS.fullmatch(name) else name
-        taken[name] = taken.get(name, 0) + 1
-        found.append(name if taken[name] == 1 else f"{name}#{taken[name]}")
-    return found
-
-
-def _storable(array: np.ndarray) -> np.ndarray:
-    """Return an array that h5py writes: bfloat16, which it lacks, as float32."""
-    return array.astype("float32") if array.dtype.name == "bfloat16" else array
-
-
-def _to_numpy(array: Array) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(array))
+    return train_bias != "none"

@@ -109,6 +109,45 @@ class AdaptedProduct:
         matrix = kernel_update(self.shape, lambda_, gamma, *bases, self.factor)
         return self.layout.to_kernel(matrix)
 
+    def frozen(self, held: Sequence[Array]) -> Array:
+        """Return the frozen kernel in floating point, in its own shape."""
+        return self.kernel.dense(held, _float_dtype(held[0]))
+
+    def kernel_with_update(
+        self, held: Sequence[Array], lambda_: Array, gamma: Array
+    ) -> Array:
+        """Return `kernel + update` in the kernel's own shape.
+
+        The gradient of λ and γ is formed from the kernel's, and nothing of the kernel's
+        size is kept for it.
+
+        Args:
+            held: The tensors that hold the frozen kernel.
+            lambda_: λ of shape `(r, n)`, float32.
+            gamma: γ of shape `(n, s)`, float32.
+        """
+        layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
+        count, dtype = len(held), _float_dtype(held[0])
+
+        def forward(lambda_: Array, gamma: Array, *others: Array) -> Array:
+            held, stored = others[:count], others[count:]
+            bases = bank.read(stored, shape, dtype)
+            update = kernel_update(shape, lambda_, gamma, *bases, scale)
+            return _sum(self.frozen(held), layout.to_kernel(update))
+
+        def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
+            lambda_, gamma, *others = tensors
+            stored = others[count:]
+            basis_a, basis_b = bank.read(stored, shape, dtype, after=gradient)
+            matrix = layout.to_matrix(cast(gradient, dtype))
+            matrix = transpose(matrix) if shape.transposed else matrix
+            adapter = adapter_gradients(
+                basis_b.project(matrix), lambda_, gamma, basis_a, scale
+            )
+            return *adapter, *(None,) * len(others)
+
+        return with_gradient(forward, backward)(lambda_, gamma, *held, *bank.stored())
+
     def base(self, inputs: Array, held: Sequence[Array]) -> Array:
         """Return `inputs · kernel`.
 
@@ -239,6 +278,12 @@ class AdaptedProduct:
 
 def _dtype(tensor: Array) -> str:
     return keras.backend.standardize_dtype(tensor.dtype)
+
+
+def _float_dtype(kernel: Array) -> str:
+    """Return the dtype of a kernel, float32 if it is quantized."""
+    dtype = _dtype(kernel)
+    return dtype if keras.backend.is_float_dtype(dtype) else "float32"
 
 
 def _sum(kernel: Array | None, update: Array) -> Array:

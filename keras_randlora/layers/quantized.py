@@ -25,7 +25,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_randlora.tools import cast, reshape
+from keras_randlora.tools import cast, keras_internals, reshape, to_numpy
 
 Array = Any
 SUPPORTED_MODES = (None, "int8", "int4")
@@ -45,6 +45,12 @@ class FrozenKernel:
 
     shape: tuple[int, ...]
     names: tuple[str, ...] = _FLOAT
+
+    def variables(self, layer: keras.layers.Layer) -> list[keras.Variable]:
+        """Return the variables of a layer that hold its kernel."""
+        _, *others = self.names
+        kernel = keras_internals.kernel_variable(layer)
+        return [kernel, *(getattr(layer, name) for name in others)]
 
     def dense(self, held: Sequence[Array], dtype: Any) -> Array:
         """Return the kernel in floating point; not narrower than `dtype`.
@@ -103,10 +109,25 @@ class QuantizedKernel(FrozenKernel):
 def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
     """Return the shape of a layer's kernel in floating point, however it is held."""
     if layer.quantization_mode == "int4":
-        if isinstance(layer, keras.layers.EinsumDense):
-            return tuple(layer.original_kernel_shape)
-        return layer._orig_input_dim, layer._orig_output_dim
-    return tuple(layer._kernel.shape)
+        return keras_internals.int4_kernel_shape(layer)
+    return tuple(keras_internals.kernel_variable(layer).shape)
+
+
+def require_supported_mode(layer: keras.layers.Layer, path: str) -> None:
+    """Check that the layer's kernel is in floating point, int8 or int4.
+
+    Raises:
+        ValueError: It is quantized in another way.
+    """
+    mode = layer.quantization_mode
+    if mode not in SUPPORTED_MODES:
+        supported = [mode for mode in SUPPORTED_MODES if mode]
+        raise ValueError(
+            f"Layer '{path}' is quantized as '{mode}', which RandLoRA does not adapt: "
+            f"it adapts kernels in floating point or quantized as {supported}. Load "
+            "the model without quantization, then call "
+            f"`model.quantize('{supported[-1]}')`."
+        )
 
 
 def float_policy(layer: keras.layers.Layer) -> keras.DTypePolicy:
@@ -120,23 +141,22 @@ def frozen_kernel(layer: keras.layers.Layer) -> FrozenKernel:
     shape, mode = kernel_shape(layer), layer.quantization_mode
     if mode is None:
         return FrozenKernel(shape)
-    einsum = isinstance(layer, keras.layers.EinsumDense)
     round_inputs = None
     if layer.inputs_quantizer is not None:
-        axis = layer.quantization_axis if einsum else -1
+        axis = keras_internals.rounded_axis(layer)
         quantizer = layer.inputs_quantizer
 
         def round_inputs(inputs: Array) -> tuple[Array, Array]:
             return quantizer(inputs, axis=axis)
 
     if mode == "int8":
-        adjust = layer._adjust_scale_for_dequant if einsum else None
+        adjust = keras_internals.scale_for_kernel(layer)
         return QuantizedKernel(
             shape, _PER_OUTPUT, scale_for_kernel=adjust, round_inputs=round_inputs
         )
-    columns = layer._int4_unpacked_column_size if einsum else layer._orig_output_dim
-    block = layer._int4_block_size
-    if block in (None, -1):
+    columns = keras_internals.int4_columns(layer)
+    block = keras_internals.int4_block(layer)
+    if block is None:
         return QuantizedKernel(shape, _PER_OUTPUT, columns, round_inputs=round_inputs)
     return QuantizedKernel(shape, _PER_BLOCK, columns, block)
 
@@ -148,8 +168,9 @@ def dense_kernel(layer: keras.layers.Layer) -> Array:
         In float32, in float64 where the kernel has that.
     """
     frozen = frozen_kernel(layer)
-    held = [getattr(layer, name).value for name in frozen.names]
-    return widened(frozen.dense(held, "float32"), layer._kernel.dtype)
+    kernel, *others = frozen.variables(layer)
+    held = [kernel.value, *(variable.value for variable in others)]
+    return widened(frozen.dense(held, "float32"), kernel.dtype)
 
 
 def widened(tensor: Array, dtype: Any) -> Array:
@@ -160,16 +181,18 @@ def widened(tensor: Array, dtype: Any) -> Array:
 
 def held_arrays(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
     """Return a copy of what holds the kernel, by the name of the layer's attribute."""
+    frozen = frozen_kernel(layer)
     return {
-        name: np.array(ops.convert_to_numpy(getattr(layer, name)))
-        for name in frozen_kernel(layer).names
+        name: np.array(to_numpy(variable))
+        for name, variable in zip(frozen.names, frozen.variables(layer), strict=True)
     }
 
 
 def hold(layer: keras.layers.Layer, arrays: Mapping[str, Array]) -> None:
     """Assign what `held_arrays` returned."""
-    for name in frozen_kernel(layer).names:
-        getattr(layer, name).assign(arrays[name])
+    frozen = frozen_kernel(layer)
+    for name, variable in zip(frozen.names, frozen.variables(layer), strict=True):
+        variable.assign(arrays[name])
 
 
 def write_kernel(layer: keras.layers.Layer, kernel: Array) -> None:
@@ -180,7 +203,8 @@ def write_kernel(layer: keras.layers.Layer, kernel: Array) -> None:
         kernel: In floating point, of shape `kernel_shape(layer)`.
     """
     if layer.quantization_mode is None:
-        layer._kernel.assign(ops.cast(kernel, layer._kernel.dtype))
+        variable = keras_internals.kernel_variable(layer)
+        variable.assign(ops.cast(kernel, variable.dtype))
     else:
         hold(layer, held_arrays(quantized_alike(layer, kernel)))
 
@@ -197,7 +221,7 @@ def quantized_alike(layer: keras.layers.Layer, kernel: Array) -> keras.layers.La
     config |= {"dtype": "float32", "quantization_config": None}
     twin = plain_class.from_config(config)
     twin.build_from_config(layer.get_build_config())
-    twin._kernel.assign(kernel)
+    keras_internals.kernel_variable(twin).assign(kernel)
     if layer.bias is not None:
         twin.bias.assign(layer.bias)
     with _quick_collection():
@@ -213,25 +237,16 @@ def restore_float(layer: keras.layers.Layer, kernel: Array) -> None:
         kernel: Its kernel in floating point, of shape `kernel_shape(layer)`.
     """
     shape = kernel_shape(layer)
-    layer._tracker.unlock()
-    with _quick_collection():
-        for name in (*frozen_kernel(layer).names, "g_idx", "inputs_quantizer"):
-            if hasattr(layer, name):
-                delattr(layer, name)
-    layer._is_quantized = False
-    layer.quantization_config = None
-    layer.dtype_policy = float_policy(layer)
-    with layer._open_name_scope():
-        layer._kernel = layer.add_weight(
-            name="kernel",
-            shape=shape,
-            initializer="zeros",
-            regularizer=layer.kernel_regularizer,
-        )
-    # First, as in a layer that was never quantized.
-    layer._trainable_variables.sort(key=lambda variable: variable is not layer._kernel)
-    layer._tracker.lock()
-    layer._kernel.assign(kernel)
+    with keras_internals.unlocked(layer):
+        with _quick_collection():
+            for name in (*frozen_kernel(layer).names, "g_idx", "inputs_quantizer"):
+                if hasattr(layer, name):
+                    delattr(layer, name)
+        keras_internals.mark_as_float(layer)
+        layer.quantization_config = None
+        layer.dtype_policy = float_policy(layer)
+        keras_internals.add_kernel(layer, shape)
+    keras_internals.kernel_variable(layer).assign(kernel)
 
 
 @contextlib.contextmanager
@@ -257,7 +272,7 @@ def _quantization_config(layer: keras.layers.Layer) -> Any:
         return layer.quantization_config
     if layer.quantization_mode == "int4":
         return keras.quantizers.Int4QuantizationConfig(
-            block_size=layer._int4_block_size
+            block_size=keras_internals.int4_block(layer)
         )
     return keras.quantizers.Int8QuantizationConfig()
 

@@ -37,8 +37,10 @@ class StraightThrough:
 
 def pass_gradients(layer: keras.layers.Layer) -> None:
     """Let gradients pass the rounding of a layer's inputs, if it rounds them."""
-    if isinstance(layer, keras.layers.ReversibleEmbedding) and _quantizer(layer):
-        layer.inputs_quantizer = StraightThrough(_quantizer(layer))
+    quantizer = _quantizer(layer)
+    rounds = quantizer is not None and not isinstance(quantizer, StraightThrough)
+    if rounds and isinstance(layer, keras.layers.ReversibleEmbedding):
+        layer.inputs_quantizer = StraightThrough(quantizer)
 
 
 def restore_rounding(layer: keras.layers.Layer) -> None:

@@ -5,6 +5,6 @@ a folder that PEFT loads. Use it as `kr.peft.load(model, "folder")`.
 """
 
 from keras_randlora.peft.adapter import load, save
-from keras_randlora.peft.folder import read_folder
+from keras_randlora.peft.folder import read_folder, require_free
 
-__all__ = ["load", "read_folder", "save"]
+__all__ = ["load", "read_folder", "require_free", "save"]

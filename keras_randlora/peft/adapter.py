@@ -11,7 +11,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_randlora.adapt import (
     AdaptedState,
@@ -25,9 +24,9 @@ from keras_randlora.adapt import (
     select_paths,
     warn_of_unsaved,
 )
-from keras_randlora.config import GIVEN, RandLoRAConfig
+from keras_randlora.config import GIVEN, RandLoRAConfig, TrainBias
 from keras_randlora.files import check_adapter, get_adapter, set_adapter
-from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer, named_weights
+from keras_randlora.layers import layout_of, named_weights
 from keras_randlora.peft.folder import (
     PeftFolder,
     draw_bases,
@@ -36,9 +35,10 @@ from keras_randlora.peft.folder import (
     write_folder,
 )
 from keras_randlora.peft.names import ModuleNames
-from keras_randlora.update import KernelLayout, UpdateShape
+from keras_randlora.tools import to_numpy
+from keras_randlora.update import UpdateShape
 
-_TRAIN_BIAS = {"none": "none", "randlora_only": "adapted"}
+_TRAIN_BIAS: dict[str, TrainBias] = {"none": "none", "randlora_only": "adapted"}
 _PEFT_BIAS = {ours: theirs for theirs, ours in _TRAIN_BIAS.items()}
 _PEFT_ALPHA = 640
 _FACTORS = ("lambda", "gamma")
@@ -270,14 +270,14 @@ def _require_complete(
 
 
 def _kernel(name: str, weight: np.ndarray, site: Site) -> np.ndarray:
-    layout = _layout(site)
+    layout = layout_of(site.layer)
     if weight.shape != (layout.outputs, layout.inputs):
         raise ValueError(
             f"The adapter was made for another model: '{name}' has shape "
             f"{weight.shape}. Layer '{site.path}' needs "
             f"{(layout.outputs, layout.inputs)}."
         )
-    return _to_numpy(layout.to_kernel(weight.T))
+    return to_numpy(layout.to_kernel(weight.T))
 
 
 def _shaped_bias(name: str, bias: np.ndarray, site: Site) -> np.ndarray:
@@ -340,7 +340,8 @@ def _whole_weights(values: State, whole: Mapping[str, Site]) -> State:
     weights = {}
     for module, site in whole.items():
         kernel = values[f"{site.path}/kernel"]
-        weights[f"{module}.weight"] = _to_numpy(_layout(site).to_matrix(kernel)).T
+        matrix = layout_of(site.layer).to_matrix(kernel)
+        weights[f"{module}.weight"] = to_numpy(matrix).T
         if f"{site.path}/bias" in values:
             weights[f"{module}.bias"] = values[f"{site.path}/bias"].reshape(-1)
     return weights
@@ -355,12 +356,12 @@ def _peft_bases(adapted: Iterable[Site]) -> Bases:
     all_of_it = UpdateShape(
         bank.a_columns, bank.b_rows, bank.rank, bank.b_columns // bank.rank
     )
-    basis_a, basis_b = map(_to_numpy, bank.bases(all_of_it, "float32"))
+    basis_a, basis_b = map(to_numpy, bank.bases(all_of_it, "float32"))
     return _fitted(basis_a, bank.rank, smaller), _fitted(basis_b, larger, columns)
 
 
 def _peft_options(config: RandLoRAConfig) -> dict[str, Any]:
-    alpha = float(config.alpha or 0)
+    alpha = config.alpha
     return {
         "peft_type": "RANDLORA",
         "inference_mode": True,
@@ -394,16 +395,5 @@ def _peft_sides(shapes: Iterable[UpdateShape]) -> tuple[int, int]:
 
 
 def _update_shape(site: Site, rank: int) -> UpdateShape:
-    layout = _layout(site)
+    layout = layout_of(site.layer)
     return UpdateShape.of_kernel(layout.inputs, layout.outputs, rank)
-
-
-def _layout(site: Site) -> KernelLayout:
-    layer = site.layer
-    adapted = isinstance(layer, RandLoRALayer)
-    kind = type(layer) if adapted else ADAPTED_CLASSES[type(layer)]
-    return kind.layout_of(layer)
-
-
-def _to_numpy(array: Any) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(array))

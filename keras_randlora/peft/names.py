@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import keras
 
 from keras_randlora.adapt import Site, backbone_of, sites
-from keras_randlora.layers import RandLoRALayer
+from keras_randlora.layers import is_linear
 
 Table = Mapping[str, str]
 
@@ -274,7 +274,7 @@ class ModuleNames:
         backbone = backbone_of(model)
         self.kind = type(backbone).__name__
         self.family = FAMILIES.get(self.kind)
-        self._sites = [site for site in sites(model) if _is_linear(site)]
+        self._sites = [site for site in sites(model) if is_linear(site.layer)]
         self._explicit = _checked_map(name_map or {}, self._sites)
         self._prefixes = _prefix_order(self.family, prefix, task=backbone is not model)
         explicit_last = sorted(self._sites, key=lambda s: s.path in self._explicit)
@@ -328,7 +328,7 @@ class ModuleNames:
         Raises:
             ValueError: There is none, or the layer is not linear.
         """
-        if not _is_linear(site):
+        if not is_linear(site.layer):
             raise ValueError(
                 f"Layer '{site.path}' ({type(site.layer).__name__}) is not linear and "
                 "has no place in a PEFT folder here. Leave it out of `also_train`, or "
@@ -391,10 +391,6 @@ def _require_distinct(partners: Mapping[str, str]) -> None:
                 "partner of its own in `name_map`."
             )
         owners[partner] = name
-
-
-def _is_linear(site: Site) -> bool:
-    return site.linear or isinstance(site.layer, RandLoRALayer)
 
 
 def _checked_map(name_map: Mapping[str, str], linear: list[Site]) -> dict[str, str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
+
+from keras_randlora.tools import keras_internals
 
 _EXAMPLE = '{"class": "Llama3Backbone", "num_layers": 32, ...}'
 
@@ -34,34 +35,16 @@ def abstract_backbone(source: Any, dtype: Any = None) -> keras.Model:
     """
     options = {} if dtype is None else {"dtype": dtype}
     if isinstance(source, Mapping):
-        with without_values():
+        with keras_internals.without_values():
             return _of_mapping(dict(source), options)
     if isinstance(source, (str, os.PathLike)):
-        with without_values():
+        with keras_internals.without_values():
             return _of_preset(os.fspath(source), options)
     raise TypeError(
         "A plan is made for a Keras model, a preset's folder or name, or a "
         f"configuration such as {_EXAMPLE}. Received: {source!r} (of type "
         f"{type(source).__name__})."
     )
-
-
-@contextlib.contextmanager
-def without_values() -> Iterator[None]:
-    """Create variables that never get values.
-
-    Keras would fill them in at the end of the next stateless scope, the one of any
-    symbolic call: they are taken off its list.
-    """
-    from keras.src.backend.common import global_state
-
-    waiting = "uninitialized_variables"
-    before = list(global_state.get_global_attribute(waiting) or [])
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            yield
-    finally:
-        global_state.set_global_attribute(waiting, before)
 
 
 def _of_mapping(config: dict[str, Any], options: dict[str, Any]) -> keras.Model:

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_randlora.adapt import Selection, Site, backbone_of, sites
-from keras_randlora.layers import ADAPTED_CLASSES, own_weights
-from keras_randlora.tools import item_size
+from keras_randlora.layers import layout_of
+from keras_randlora.tools import item_size, keras_internals
 from keras_randlora.update import UpdateShape
 
 _FLOAT32 = 4
@@ -193,7 +193,7 @@ def _block(group: list[Site], trained: set[int]) -> _Block:
         queries, keys = projected[0], sum(projected[1:])
         holder = result[0].ancestors[-1]
         heads = _heads(projections, holder)
-        asks = getattr(holder, "_use_fused_attention_op", None)
+        asks = keras_internals.asks_for_fused_attention(holder)
         llama = asks is None and hasattr(holder, "num_key_value_heads")
         fused = asks() if asks else llama
         shared += hidden * any(site.path in adapted for site in projections)
@@ -218,16 +218,16 @@ def _block(group: list[Site], trained: set[int]) -> _Block:
 
 def _sides(site: Site) -> tuple[int, int]:
     """Return inputs and outputs of a linear layer, for each token."""
-    layout = ADAPTED_CLASSES[type(site.layer)].layout_of(site.layer)
+    layout = layout_of(site.layer)
     return layout.inputs, layout.outputs
 
 
 def _heads(projections: list[Site], holder: Any) -> int:
     """Return the heads of an attention layer, 1 where it does not tell."""
-    for name in ("num_query_heads", "num_heads", "_num_heads"):
-        if isinstance(found := getattr(holder, name, None), int):
-            return found
-    layout = ADAPTED_CLASSES[type(projections[0].layer)].layout_of(projections[0].layer)
+    heads = keras_internals.heads_of(holder)
+    if heads is not None:
+        return heads
+    layout = layout_of(projections[0].layer)
     outputs = [layout.kernel_shape[axis] for axis in layout.output_axes]
     return math.prod(outputs[:-1])
 
@@ -238,7 +238,8 @@ def _norm_width(
     """Return how many numbers of a token a norm takes, 0 for another layer."""
     if "Norm" not in type(site.layer).__name__:
         return 0
-    width = max((math.prod(w.shape) for w in own_weights(site.layer)), default=0)
+    own = keras_internals.own_variables(site.layer)
+    width = max((math.prod(weight.shape) for weight in own), default=0)
     # `query_norm` normalizes each head of what `query` returns.
     heads = [s for s in linear if site.name.startswith(f"{s.name}_")]
     return sides[heads[0].path][1] if heads else width

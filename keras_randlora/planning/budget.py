@@ -7,8 +7,9 @@ from typing import Any
 import keras
 
 from keras_randlora.adapt import select
-from keras_randlora.config import RandLoRAConfig, positive_integer
-from keras_randlora.layers import ADAPTED_CLASSES
+from keras_randlora.config import RandLoRAConfig
+from keras_randlora.layers import layout_of
+from keras_randlora.tools import positive_integer
 from keras_randlora.update import KernelLayout, UpdateShape
 
 
@@ -17,10 +18,11 @@ def rank_for_budget(
 ) -> int:
     """Return the rank whose number of trainable parameters is nearest.
 
-    Full-rank updates: the number falls as the rank grows, from about `s²` at rank
-    1 to `r + s` at rank `r >= s`, for each kernel of smaller side `s`. No rank above
-    the largest `s` is considered: it would add parameters again, and no rank. Of two
-    ranks that are equally near, the larger one is returned.
+    Full-rank updates: the count falls as the rank grows, but for small steps upwards
+    between neighbouring ranks, from about `s²` at rank 1 to `r + s` at rank `r >= s`,
+    for each kernel of smaller side `s`. No rank above the largest `s` is considered: it
+    would add parameters again, and no rank. Of two ranks that are equally near, the
+    larger one is returned.
 
     Args:
         model: A built, plain model.
@@ -74,7 +76,7 @@ def rank_like_lora(
 def _layouts(model: keras.Model, targets: Any, exclude: Any) -> list[KernelLayout]:
     config = RandLoRAConfig(targets=targets, exclude=exclude)
     chosen = select(model, config).adapted
-    return [ADAPTED_CLASSES[type(site.layer)].layout_of(site.layer) for site in chosen]
+    return [layout_of(site.layer) for site in chosen]
 
 
 def _parameters(layouts: list[KernelLayout], rank: int) -> int:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_randlora.adapt import sites
-from keras_randlora.bases import BLOCK, DISTRIBUTIONS, blocks
-from keras_randlora.layers import ADAPTED_CLASSES, LayerOptions, own_weights
-from keras_randlora.tools import bytes_of, item_size
-from keras_randlora.update import UpdateShape
+from keras_randlora.bases import kind_of
+from keras_randlora.config import LayerOptions
+from keras_randlora.layers import layout_of
+from keras_randlora.tools import bytes_of, item_size, keras_internals
+from keras_randlora.update import UpdateShape, pair_size
 
 QUANTIZATIONS = ("int8", "int4")
 INT4_BLOCK = 128
@@ -50,7 +51,8 @@ def weight_bytes(model: keras.Model, quantization: str | None = None) -> int:
     for layer in [model, *(site.layer for site in sites(model))]:
         matrices = _quantizable(layer) if quantization else []
         replaced = {id(matrix.variable) for matrix in matrices}
-        total += sum(bytes_of(v) for v in own_weights(layer) if id(v) not in replaced)
+        own = keras_internals.own_variables(layer)
+        total += sum(bytes_of(v) for v in own if id(v) not in replaced)
         total += sum(quantized_bytes(matrix, quantization) for matrix in matrices)
         if matrices and quantization == "int4":
             # The block that each row is in, once a layer, float32.
@@ -82,14 +84,9 @@ def basis_bytes(
     """
     if options.basis_storage != "stored":
         return 0
-    rows = max(shape.larger for shape in shapes)
-    columns = max(shape.columns for shape in shapes)
-    count = shapes[0].rank * max(shape.smaller for shape in shapes)
-    if options.basis == "kronecker":
-        count += blocks(rows) * blocks(columns) + BLOCK * BLOCK
-    else:
-        count += rows * columns
-    ternary = DISTRIBUTIONS[options.basis].dtype == "int8"
+    kind = kind_of(options.basis)
+    count = sum(map(math.prod, kind.shapes(pair_size(shapes)).values()))
+    ternary = kind.distribution.dtype == "int8"
     return count * (1 if ternary else item_size(dtype))
 
 
@@ -97,13 +94,14 @@ def _quantizable(layer: keras.layers.Layer) -> list[Matrix]:
     """Return the matrices of a layer that `quantize` replaces."""
     if getattr(layer, "quantization_mode", None) is not None:
         return []
-    if type(layer) in ADAPTED_CLASSES:
-        layout = ADAPTED_CLASSES[type(layer)].layout_of(layer)
-        return [Matrix(layer._kernel, layout.inputs, layout.outputs)]
+    if type(layer) in (keras.layers.Dense, keras.layers.EinsumDense):
+        layout = layout_of(layer)
+        kernel = keras_internals.kernel_variable(layer)
+        return [Matrix(kernel, layout.inputs, layout.outputs)]
     if type(layer) not in (keras.layers.Embedding, keras.layers.ReversibleEmbedding):
         return []
     width = layer.output_dim
-    matrices = [Matrix(layer._embeddings, width, width)]
+    matrices = [Matrix(keras_internals.embeddings_variable(layer), width, width)]
     if not getattr(layer, "tie_weights", True):
         reverse = layer.reverse_embeddings
         # Keras keeps the zeros of this one in the dtype of its scales.

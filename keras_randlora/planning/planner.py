@@ -8,13 +8,19 @@ from typing import Any
 
 import keras
 
-from keras_randlora.adapt import adapter_shapes, require_plain, select, update_shapes
-from keras_randlora.config import RandLoRAConfig, positive_integer
-from keras_randlora.layers import LayerOptions
+from keras_randlora.adapt import (
+    adapter_shapes,
+    require_plain,
+    select,
+    sites,
+    update_shapes,
+)
+from keras_randlora.config import RandLoRAConfig
+from keras_randlora.layers import parameter_count
 from keras_randlora.planning.abstract import abstract_backbone
 from keras_randlora.planning.activations import TrainingStep, step_bytes
 from keras_randlora.planning.footprint import QUANTIZATIONS, basis_bytes, weight_bytes
-from keras_randlora.tools import html_table, item_size
+from keras_randlora.tools import html_table, item_size, positive_integer
 
 _MOMENTS_OF_ADAMW = 2
 
@@ -167,8 +173,7 @@ def plan(
     else:
         model = abstract_backbone(model, dtype)
     selection = select(model, config)
-    layer_options = LayerOptions.from_config(config, config.train_bias != "none")
-    shapes = update_shapes(selection, layer_options)
+    shapes = update_shapes(selection, config)
     adapter = sum(shape.trainable for shape in shapes)
     trained = adapter_shapes(model, config, selection).values()
     trainable = sum(math.prod(shape) for shape in trained)
@@ -176,12 +181,10 @@ def plan(
     step = TrainingStep(batch, sequence, remat, flash_attention)
     needs = step_bytes(model, selection, shapes, step, quantization=quantization)
     return Plan(
-        parameters=sum(math.prod(weight.shape) for weight in model.weights),
+        parameters=parameter_count([model, *(s.layer for s in sites(model))]),
         trainable=trainable,
         weights=weight_bytes(model, quantization),
-        bases=basis_bytes(
-            shapes, layer_options, selection.adapted[0].layer.compute_dtype
-        ),
+        bases=basis_bytes(shapes, config, selection.adapted[0].layer.compute_dtype),
         adapter=4 * adapter,
         gradients=gradients,
         optimizer=_MOMENTS_OF_ADAMW * gradients,

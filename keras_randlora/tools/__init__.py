@@ -1,38 +1,45 @@
 """Small helpers without knowledge of RandLoRA.
 
-In: arrays, paths, sequences. Out: the same, reshaped, replaced whole, or shown.
+In: arrays, paths, sequences, what users pass. Out: the same, reshaped, replaced whole,
+shown or checked. `keras_internals`, which rooms import as a module, is the one place
+that touches what Keras keeps to itself.
 """
 
-from keras_randlora.tools.arrays import (
-    cast,
-    reshape,
-    transpose,
+from keras_randlora.tools import keras_internals
+from keras_randlora.tools.arrays import cast, reshape, to_numpy, transpose, version_of
+from keras_randlora.tools.atomic import replacing, write_atomically
+from keras_randlora.tools.checks import (
+    finite_number,
+    one_of,
+    positive_integer,
+    real_number,
+    uint32,
 )
-from keras_randlora.tools.atomic import (
-    replacing,
-    write_atomically,
-)
-from keras_randlora.tools.markup import (
-    html_table,
-)
-from keras_randlora.tools.progress import (
-    shown,
-)
-from keras_randlora.tools.sizes import (
-    bytes_of,
-    in_words,
-    item_size,
-)
+from keras_randlora.tools.markup import html_table
+from keras_randlora.tools.progress import shown
+from keras_randlora.tools.sizes import bytes_of, in_words, item_size
+from keras_randlora.tools.tracing import in_graph, is_traced, traced_apart
 
 __all__ = [
     "bytes_of",
     "cast",
+    "finite_number",
     "html_table",
+    "in_graph",
     "in_words",
+    "is_traced",
     "item_size",
+    "keras_internals",
+    "one_of",
+    "positive_integer",
+    "real_number",
     "replacing",
     "reshape",
     "shown",
+    "to_numpy",
+    "traced_apart",
     "transpose",
+    "uint32",
+    "version_of",
     "write_atomically",
 ]

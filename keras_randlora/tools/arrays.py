@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 Array = Any
@@ -34,3 +35,13 @@ def cast(tensor: Array, dtype: Any) -> Array:
 
 def _is_torch(tensor: Array) -> bool:
     return keras.backend.backend() == "torch" and hasattr(tensor, "permute")
+
+
+def to_numpy(tensor: Array) -> np.ndarray:
+    """Return a tensor or variable as an array, which may share its memory."""
+    return np.asarray(ops.convert_to_numpy(tensor))
+
+
+def version_of(tensor: Array) -> int:
+    """Return a number that changes when a tensor of torch is written to."""
+    return tensor._version

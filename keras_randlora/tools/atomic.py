@@ -1,4 +1,4 @@
-"""Files and folders that are either the former ones or the new ones, whole."""
+"""Atomic replacement of files and folders."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the file's place, sync, and rename over it.
+    """Write beside the file's place, sync, and rename over it; make missing folders.
 
     A crash at any moment leaves the former file whole.
 
     Raises:
         OSError: The file cannot be written. The former one is untouched.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import keras
-
-_ITEM_SIZES = {"int8": 1, "uint8": 1, "float16": 2, "bfloat16": 2, "float64": 8}
+import ml_dtypes
+import numpy as np
 
 
 def item_size(dtype: str) -> int:
     """Return the bytes of one number."""
-    return _ITEM_SIZES.get(dtype, 4)
+    name = keras.backend.standardize_dtype(dtype)
+    return np.dtype(getattr(ml_dtypes, name, name)).itemsize
 
 
 def bytes_of(variable: keras.Variable) -> int:

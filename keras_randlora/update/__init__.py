@@ -1,4 +1,4 @@
-"""The formula of the update, its gradient, kernels as matrices, the bases' owner.
+"""The formula of the update, its gradient, kernels as matrices, the owner of the bases.
 
 In: λ, γ, and the shape or equation of a kernel. Out: the update of that kernel, and
 the gradients of λ and γ.
@@ -13,6 +13,7 @@ from keras_randlora.update.formula import (
     UpdateShape,
     adapter_gradients,
     kernel_update,
+    pair_size,
     scaled_basis_a,
 )
 from keras_randlora.update.gradient import (
@@ -35,6 +36,7 @@ __all__ = [
     "dense_layout",
     "einsum_layout",
     "kernel_update",
+    "pair_size",
     "rebuilt_bank",
     "scaled_basis_a",
     "with_gradient",

@@ -12,32 +12,19 @@ import numpy as np
 from keras import ops
 
 from keras_randlora.bases import (
-    BLOCK,
-    DISTRIBUTIONS,
-    Basis,
     BasisSpec,
-    DenseBasis,
-    KroneckerBasis,
-    SparseBasis,
-    blocks,
-    dense_operations,
-    draw_a,
-    draw_a_ops,
-    draw_b,
-    draw_b_ops,
-    draw_left,
-    draw_left_ops,
-    draw_right,
-    draw_right_ops,
-    kronecker_operations,
-    pays,
+    Operator,
+    PairSize,
+    SparseOperator,
+    basis_names,
     scale_of,
     seed_tensor,
     sparse_operations,
+    sparse_pays,
 )
-from keras_randlora.config import BASIS_STORAGES
-from keras_randlora.tools import cast
-from keras_randlora.update.formula import UpdateShape
+from keras_randlora.config import BASIS_STORAGES, GIVEN, LayerOptions
+from keras_randlora.tools import cast, one_of, version_of
+from keras_randlora.update.formula import UpdateShape, pair_size
 from keras_randlora.update.gradient import computed_after
 
 Array = Any
@@ -85,11 +72,7 @@ class BasisBank(keras.layers.Layer):
         storage: str = "stored",
         **kwargs: Any,
     ) -> None:
-        if storage not in BASIS_STORAGES:
-            raise ValueError(
-                f"`storage` must be one of {list(BASIS_STORAGES)}. Received: "
-                f"storage={storage!r}."
-            )
+        one_of("storage", storage, BASIS_STORAGES)
         super().__init__(**kwargs)
         self.rank = rank
         self.a_columns = a_columns
@@ -97,48 +80,57 @@ class BasisBank(keras.layers.Layer):
         self.b_columns = b_columns
         self.spec = BasisSpec(basis=basis, sparsity=sparsity, seed=seed)
         self.storage = storage
-        self._sparse_bases: dict[tuple[int, int, int], SparseBasis] = {}
+        self._sparse: tuple[int, dict[tuple[int, int], SparseOperator]] = (0, {})
         self.build()
 
     @classmethod
     def for_shapes(
-        cls, shapes: Sequence[UpdateShape], spec: BasisSpec, **kwargs: Any
+        cls, shapes: Sequence[UpdateShape], options: LayerOptions, dtype: Any = None
     ) -> BasisBank:
-        """Return the smallest bank that serves all `shapes` (of one rank)."""
+        """Return the smallest bank that serves layers of these sizes (of one rank).
+
+        Raises:
+            ValueError: The bases follow from no seed.
+        """
+        if options.basis == GIVEN:
+            raise ValueError(
+                "basis='given' is for bases that come with a file, which "
+                "`load_adapter` and `keras_randlora.peft.load` read. Choose one of "
+                f"{basis_names()}. Received: basis='given' without bases."
+            )
+        size = pair_size(shapes)
+        spec = options.basis_spec(size)
         return cls(
-            shapes[0].rank,
-            max(shape.smaller for shape in shapes),
-            max(shape.larger for shape in shapes),
-            max(shape.columns for shape in shapes),
+            *size,
             basis=spec.basis,
             sparsity=spec.sparsity,
             seed=spec.seed,
-            **kwargs,
+            storage=options.basis_storage,
+            name="randlora_bank",
+            dtype=dtype,
         )
 
     def build(self, input_shape: Any = None) -> None:
         """Create the stored bases; nothing for regenerated storage."""
-        if self.storage == "stored":
-            for name, values in self.draw_stored().items():
-                setattr(self, name, self._frozen(name, values))
+        held = self.draw_stored() if self.storage == "stored" else {}
+        for name, values in held.items():
+            setattr(self, name, self._frozen(name, values))
+        self._names = tuple(held)
         self.built = True
+
+    @property
+    def size(self) -> PairSize:
+        """The sizes of the pair."""
+        return PairSize(self.rank, self.a_columns, self.b_rows, self.b_columns)
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the pair as NumPy arrays, `(r, a_columns)`, `(b_rows, b_columns)`."""
-        return (
-            draw_a(self.spec, self.rank, self.a_columns),
-            draw_b(self.spec, self.b_rows, self.b_columns),
-        )
+        basis_a, *of_b = self.draw_stored().values()
+        return basis_a, self.spec.kind.whole_b(of_b, self.size)
 
     def draw_stored(self) -> dict[str, np.ndarray]:
         """Return what stored bases hold: the pair, or A and the factors of B."""
-        if not self._is_kronecker:
-            return dict(zip(("basis_a", "basis_b"), self.draw(), strict=True))
-        return {
-            "basis_a": draw_a(self.spec, self.rank, self.a_columns),
-            "basis_left": draw_left(self.spec, self.b_rows, self.b_columns),
-            "basis_right": draw_right(self.spec),
-        }
+        return self.spec.kind.draw(self.spec, self.size)
 
     def serves(self, shape: UpdateShape) -> bool:
         """Return whether the pair is large enough for `shape`."""
@@ -164,7 +156,7 @@ class BasisBank(keras.layers.Layer):
 
     def stored(self) -> tuple[Array, ...]:
         """Return the stored tensors, none for regenerated storage."""
-        return tuple(map(ops.convert_to_tensor, self._non_trainable_variables))
+        return tuple(ops.convert_to_tensor(getattr(self, name)) for name in self._names)
 
     def read(
         self,
@@ -172,7 +164,7 @@ class BasisBank(keras.layers.Layer):
         shape: UpdateShape,
         dtype: Any,
         after: Array | None = None,
-    ) -> tuple[Array, Basis]:
+    ) -> tuple[Array, Operator]:
         """Return `basis_a` and `basis_b` for one layer, as drawn.
 
         Args:
@@ -187,23 +179,19 @@ class BasisBank(keras.layers.Layer):
             product of both must be multiplied by `pair_scale`.
         """
         dtype = keras.backend.standardize_dtype(dtype)
-        rows, columns = shape.larger, shape.columns
+        size = PairSize(self.rank, shape.smaller, shape.larger, shape.columns)
         if dtype == "float32" and self._is_sparse(stored):
             basis_a = cast(stored[0][:, : shape.smaller], dtype)
-            return basis_a, self._sparse_basis(stored[1], rows, columns)
-        counts = blocks(rows), blocks(columns)
-        sizes = [(self.rank, shape.smaller), (rows, columns)]
-        if self._is_kronecker:
-            sizes[1:] = [counts, (BLOCK, BLOCK)]
-        held = stored or self._draw_ops(shape, after)
-        basis_a, *basis_b = (
-            self._converted(basis[: size[0], : size[1]], dtype, after)
-            for basis, size in zip(held, sizes, strict=True)
+            return basis_a, self._sparse_operator(stored[1], size)
+        kind = self.spec.kind
+        held = stored or self._draw_ops(size, after)
+        basis_a, *of_b = (
+            self._converted(basis[:rows, :columns], dtype, after)
+            for basis, (rows, columns) in zip(
+                held, kind.shapes(size).values(), strict=True
+            )
         )
-        if self._is_kronecker:
-            left, right = basis_b
-            return basis_a, KroneckerBasis(left, right, rows, columns)
-        return basis_a, DenseBasis(*basis_b)
+        return basis_a, kind.operator(of_b, size)
 
     @property
     def pair_scale(self) -> float:
@@ -229,8 +217,7 @@ class BasisBank(keras.layers.Layer):
         sides = shape.larger, shape.columns
         if self._is_sparse(self.stored()):
             return sparse_operations(*sides, self.spec)
-        count = kronecker_operations if self._is_kronecker else dense_operations
-        return count(*sides)
+        return self.spec.kind.operations(*sides)
 
     def save_own_variables(self, store: Any) -> None:
         """Write nothing: the bases follow from the seed."""
@@ -252,19 +239,15 @@ class BasisBank(keras.layers.Layer):
             "storage": self.storage,
         }
 
-    @property
-    def _is_kronecker(self) -> bool:
-        return self.spec.basis == "kronecker"
-
     def _is_sparse(self, stored: Sequence[Array]) -> bool:
         """Return whether B is multiplied by its entries where it is float32."""
-        return bool(stored) and pays(self.spec, stored[1])
+        return bool(stored) and sparse_pays(self.spec, stored[1])
 
     @property
     def _held_dtype(self) -> str:
         """The dtype of stored bases, to which regenerated ones are rounded too."""
-        ternary = DISTRIBUTIONS[self.spec.basis].dtype == "int8"
-        return "int8" if ternary else self.compute_dtype
+        dtype = self.spec.kind.distribution.dtype
+        return dtype if dtype == "int8" else self.compute_dtype
 
     def _frozen(self, name: str, values: np.ndarray) -> keras.Variable:
         return self.add_weight(
@@ -276,27 +259,27 @@ class BasisBank(keras.layers.Layer):
             autocast=False,
         )
 
-    def _draw_ops(self, shape: UpdateShape, after: Array | None) -> list[Array]:
+    def _draw_ops(self, size: PairSize, after: Array | None) -> list[Array]:
         """Draw what `stored()` would hold for one layer."""
         seed = seed_tensor(self.spec)
         if after is not None:
             seed = computed_after(after, seed)
-        sides = shape.larger, shape.columns
-        drawn = [draw_a_ops(self.spec, self.rank, shape.smaller, seed)]
-        if self._is_kronecker:
-            drawn.append(draw_left_ops(self.spec, *sides, seed))
-            drawn.append(draw_right_ops(self.spec, seed))
-        else:
-            drawn.append(draw_b_ops(self.spec, *sides, seed))
+        drawn = self.spec.kind.draw_ops(self.spec, size, seed)
         return [cast(basis, self._held_dtype) for basis in drawn]
 
-    def _sparse_basis(self, entries: Array, rows: int, columns: int) -> SparseBasis:
-        """Return the leading part of B, analysed once for each size."""
-        key = rows, columns, entries._version
-        if key not in self._sparse_bases:
-            part = entries[:rows, :columns]
-            self._sparse_bases[key] = SparseBasis.of_entries(part)
-        return self._sparse_bases[key]
+    def _sparse_operator(self, entries: Array, size: PairSize) -> SparseOperator:
+        """Return the leading part of B, analysed once for each size.
+
+        What was analysed of entries that have been assigned anew since is dropped.
+        """
+        version = version_of(entries)
+        if self._sparse[0] != version:
+            self._sparse = version, {}
+        known, key = self._sparse[1], (size.larger, size.columns)
+        if key not in known:
+            part = entries[: size.larger, : size.columns]
+            known[key] = SparseOperator.of_entries(part)
+        return known[key]
 
     def _converted(self, basis: Array, dtype: Any, after: Array | None) -> Array:
         if keras.backend.standardize_dtype(basis.dtype) == dtype:

@@ -20,13 +20,16 @@ Reference: RandLoRA: Full-rank parameter-efficient fine-tuning of large models
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_randlora.bases import Basis
+from keras_randlora.bases import Operator, PairSize
+from keras_randlora.config import LayerOptions
 from keras_randlora.tools import cast, reshape
+from keras_randlora.update.layouts import KernelLayout
 
 Array = Any
 
@@ -55,6 +58,13 @@ class UpdateShape:
         full = math.ceil(min(inputs, outputs) / rank)
         return cls(inputs, outputs, rank, min(full, num_bases or full))
 
+    @classmethod
+    def of_layout(cls, layout: KernelLayout, options: LayerOptions) -> UpdateShape:
+        """Return the shape of the update of a kernel with the options of its layer."""
+        return cls.of_kernel(
+            layout.inputs, layout.outputs, options.rank, options.num_bases
+        )
+
     @property
     def larger(self) -> int:
         """The larger side `l`."""
@@ -81,6 +91,16 @@ class UpdateShape:
         return self.num_bases * (self.rank + self.smaller)
 
 
+def pair_size(shapes: Sequence[UpdateShape]) -> PairSize:
+    """Return the sizes of the smallest pair of bases that serves all (of one rank)."""
+    return PairSize(
+        shapes[0].rank,
+        max(shape.smaller for shape in shapes),
+        max(shape.larger for shape in shapes),
+        max(shape.columns for shape in shapes),
+    )
+
+
 class AdapterGradients(NamedTuple):
     """Gradients of the loss: `lambda_` of shape `(r, n)`, `gamma` `(n, s)`."""
 
@@ -103,7 +123,7 @@ def kernel_update(
     lambda_: Array,
     gamma: Array,
     basis_a: Array,
-    basis_b: Basis,
+    basis_b: Operator,
     scale: float,
 ) -> Array:
     """Return the update of the kernel matrix, of shape `(inputs, outputs)`.

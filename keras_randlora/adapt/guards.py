@@ -1,0 +1,99 @@
+"""What Keras is asked to do with an adapted model, looked at before it begins.
+
+Installed once, on `keras.Model`, when the package is imported: whatever model holds an
+adapted layer is guarded, however it came to it. Plain models see no difference.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_randlora.adapt.compiled import note_compiled
+from keras_randlora.adapt.diagnostics import warn_of_large_steps, warn_of_unsaved
+from keras_randlora.adapt.state import find_state
+from keras_randlora.layers import RandLoRALayer, pass_gradients
+from keras_randlora.tools import keras_internals
+
+_MAKERS = ("make_train_function", "make_test_function", "make_predict_function")
+
+
+def install_guards() -> None:
+    """Let `keras.Model` call the guards of this module."""
+    for name in _MAKERS:
+        method = getattr(keras.Model, name)
+        if not hasattr(method, "guarded"):
+            setattr(keras.Model, name, _guarded_maker(name, method))
+    keras_internals.check_before_quantizing(_refuse_to_quantize)
+
+
+def guard_enable_lora(model: keras.Model) -> None:
+    """Let keras-hub's `enable_lora` refuse an adapted model before it freezes it."""
+    layers = keras_internals.layers_below(model)
+    kinds = {type(layer) for layer in layers if isinstance(layer, keras.Model)}
+    owner: Any
+    for owner in {owner for kind in kinds for owner in kind.__mro__}:
+        method = vars(owner).get("enable_lora")
+        if method is not None and not hasattr(method, "guarded"):
+            owner.enable_lora = _guarded_enable_lora(method)
+
+
+def _guarded_enable_lora(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def enable_lora(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        if adapted := _adapted_layers(self):
+            adapted[0].enable_lora()  # which refuses
+        return method(self, *args, **kwargs)
+
+    enable_lora.guarded = True  # type: ignore[attr-defined]
+    return enable_lora
+
+
+def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that makes a function of a model, and looks at it before."""
+    function_name = name.removeprefix("make_")
+
+    @functools.wraps(method)
+    def make(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self, function_name, None) is None:
+            note_compiled(self)
+            if name == _MAKERS[0]:
+                _before_training(self)
+        return method(self, *args, **kwargs)
+
+    make.guarded = True  # type: ignore[attr-defined]
+    return make
+
+
+def _adapted_layers(model: keras.Model) -> list[RandLoRALayer]:
+    layers = keras_internals.layers_below(model)
+    return [layer for layer in layers if isinstance(layer, RandLoRALayer)]
+
+
+def _before_training(model: keras.Model) -> None:
+    """Warn of what is seldom meant, and let gradients pass rounded inputs."""
+    adapted = _adapted_layers(model)
+    if not adapted:
+        return
+    warn_of_large_steps(model, adapted[0].options)
+    for layer in keras_internals.layers_below(model):
+        pass_gradients(layer)
+    try:
+        state = find_state(model)
+    except ValueError:  # layers of different options: there is no file for the whole
+        return
+    if state is not None and state.block is None:
+        warn_of_unsaved(model, state.variables().values())
+
+
+def _refuse_to_quantize(model: keras.Model) -> None:
+    """Refuse before the first layer is quantized."""
+    if _adapted_layers(model):
+        raise ValueError(
+            f"Model '{model.name}' is adapted by RandLoRA: its kernels cannot be "
+            "quantized now. Quantize first, then call `enable_randlora`; or call "
+            "`merge_randlora(model)`, then `model.quantize(...)`."
+        )

@@ -1,0 +1,169 @@
+"""The trainable λ and γ of one layer, and the product that uses them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_randlora.config import LayerOptions
+from keras_randlora.layers import store
+from keras_randlora.layers.product import AdaptedProduct
+from keras_randlora.layers.quantized import float_policy, frozen_kernel
+from keras_randlora.tools import in_graph, keras_internals
+from keras_randlora.update import BasisBank
+
+if TYPE_CHECKING:
+    from keras_randlora.layers.adapted import RandLoRALayer
+
+Array = Any
+
+
+class RandLoRAAdapter(keras.layers.Layer):
+    """The trainable λ and γ of one layer, and the product that uses them.
+
+    A child of the layer it adapts, so that its variables are named
+    `<layer path>/randlora/lambda` and `<layer path>/randlora/gamma`. Both are
+    float32 under every dtype policy.
+
+    Attributes:
+        lambda_: λ of shape `(r, n)`, starts at 0.
+        gamma: γ of shape `(n, s)`, starts at `1 / s`.
+        bank: The shared bases.
+        options: The layer's options.
+        active: Whether the update takes part; `False` within `base_only`.
+        zeroed: Whether λ is 0 while it does not.
+        latest_way: How the product was taken when the layer was last called or
+            traced, `None` before.
+        enabled_on: Returns the model that `enable_randlora` was called on, `None` if
+            it is gone or the layer was built adapted.
+        arrivals: What of a weights file has come, see `layers.store`.
+    """
+
+    def __init__(
+        self, owner: RandLoRALayer, options: LayerOptions, bank: BasisBank
+    ) -> None:
+        policy = float_policy(owner)
+        super().__init__(name="randlora", dtype=policy)
+        keras_internals.set_parent_path(self, owner.path)
+        self.options = options
+        self.active = True
+        self.zeroed = False
+        self.latest_way: str | None = None
+        self.enabled_on: Callable[[], keras.Model | None] = lambda: None
+        self.arrivals = store.Arrivals()
+        self.shape = owner.update_shape(options)
+        self.bank = bank
+        self.product = AdaptedProduct(
+            owner.kernel_layout(),
+            frozen_kernel(owner),
+            self.shape,
+            bank,
+            options.alpha / options.rank,
+        )
+        self.dropout = (
+            keras.layers.Dropout(options.dropout, dtype=policy)
+            if options.dropout
+            else None
+        )
+        self._owner = weakref.ref(owner)
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create λ and γ."""
+        shape = self.shape
+        self.lambda_ = self._factor("lambda", (shape.rank, shape.num_bases), 0.0)
+        self.gamma = self._factor(
+            "gamma", (shape.num_bases, shape.smaller), 1.0 / shape.smaller
+        )
+
+    def way(self, input_shape: tuple[int | None, ...]) -> str:
+        """Return `"materialized"` or `"factored"` for an input of this shape."""
+        tokens = self.product.layout.tokens(tuple(input_shape))
+        return self.product.way(
+            self.options.compute, tokens, dropout=self.dropout is not None
+        )
+
+    def multiply(
+        self, inputs: Array, held: Sequence[Array], training: bool | None = None
+    ) -> Array:
+        """Return `inputs · (kernel + update)`, `inputs · kernel` if not active.
+
+        Args:
+            inputs: The layer's input.
+            held: The tensors that hold the kernel.
+            training: Whether dropout is at work.
+        """
+        if self._is_off():
+            return self.product.base(inputs, held)
+        self.latest_way = way = self.way(inputs.shape)
+        if way == "materialized" and not (self.dropout and training):
+            return self.product.materialized(inputs, held, *self._factors())
+        seen = self.dropout(inputs, training=training) if self.dropout else inputs
+        base = self.product.base(inputs, held)
+        if way == "factored":
+            return base + self.product.factored(seen, *self._factors())
+        return base + self.product.materialized(seen, (), *self._factors())
+
+    def kernel(self, held: Sequence[Array]) -> Array:
+        """Return `kernel + update`, `kernel` if not active, in the kernel's shape.
+
+        Args:
+            held: The tensors that hold the kernel.
+        """
+        if self._is_off():
+            return self.product.frozen(held)
+        return self.product.kernel_with_update(held, *self._factors())
+
+    def update(self) -> Array:
+        """Return the update of the kernel, in its shape, in float32."""
+        return self.product.update(*self._factors(), "float32")
+
+    def reset(self) -> None:
+        """Set λ to 0 and γ to `1 / s`: the update is zero again."""
+        self.lambda_.assign(np.zeros(self.lambda_.shape, "float32"))
+        self.gamma.assign(np.full(self.gamma.shape, 1.0 / self.shape.smaller, "f4"))
+
+    def owner(self) -> RandLoRALayer:
+        """Return the layer that is adapted.
+
+        Raises:
+            RuntimeError: It is gone.
+        """
+        owner = self._owner()
+        if owner is None:
+            raise RuntimeError(f"The layer adapted by '{self.path}' is gone.")
+        return owner
+
+    def save_own_variables(self, saved: Any) -> None:
+        """Write λ, γ, and what restores the base kernel; see `layers.store`."""
+        store.write_adapter(self.owner(), saved)
+
+    def load_own_variables(self, saved: Any) -> None:
+        """Read λ and γ, and take the update out of the kernel that was loaded.
+
+        Raises:
+            ValueError: λ and γ were trained with other bases or another scale, so
+                that they mean another update in this layer.
+        """
+        store.read_adapter(self.owner(), saved)
+
+    def _is_off(self) -> bool:
+        """Whether the product leaves the update out; a graph may read λ = 0 instead."""
+        return not self.active and not (self.zeroed and in_graph())
+
+    def _factors(self) -> tuple[Array, Array]:
+        return ops.convert_to_tensor(self.lambda_), ops.convert_to_tensor(self.gamma)
+
+    def _factor(self, name: str, shape: tuple[int, int], value: float) -> Any:
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=keras.initializers.Constant(value),
+            dtype="float32",
+            autocast=False,
+        )

@@ -1,0 +1,85 @@
+"""Checks of the numbers and words that users pass."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """Return `value` as an `int`.
+
+    Raises:
+        TypeError: It is not an integer.
+        ValueError: It is not positive.
+    """
+    number = _integer(name, value, "a positive integer")
+    if number <= 0:
+        raise ValueError(
+            f"`{name}` must be a positive integer. Received: {name}={value}."
+        )
+    return number
+
+
+def uint32(name: str, value: Any) -> int:
+    """Return `value` as an `int` of 32 bits.
+
+    Raises:
+        TypeError: It is not an integer.
+        ValueError: It is not in `[0, 2**32)`.
+    """
+    wanted = "an integer in [0, 2**32)"
+    number = _integer(name, value, wanted)
+    if not 0 <= number < 2**32:
+        raise ValueError(f"`{name}` must be {wanted}. Received: {name}={value}.")
+    return number
+
+
+def real_number(name: str, value: Any) -> float:
+    """Return `value` as a `float`, which may be infinite or NaN.
+
+    Raises:
+        TypeError: It is not a real number.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"`{name}` must be a number. Received: {name}={value!r} "
+            f"(of type {type(value).__name__})."
+        )
+    return float(value)
+
+
+def finite_number(name: str, value: Any) -> float:
+    """Return `value` as a finite `float`.
+
+    Raises:
+        TypeError: It is not a real number.
+        ValueError: It is infinite or NaN.
+    """
+    number = real_number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"`{name}` must be finite. Received: {name}={value}.")
+    return number
+
+
+def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Check that `value` is one of the allowed ones.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value not in allowed:
+        raise ValueError(
+            f"`{name}` must be one of {list(allowed)}. Received: {name}={value!r}."
+        )
+
+
+def _integer(name: str, value: Any, wanted: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(
+            f"`{name}` must be {wanted}. Received: {name}={value!r} "
+            f"(of type {type(value).__name__})."
+        )
+    return int(value)
