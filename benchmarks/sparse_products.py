@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from keras_randlora.bases import draws as bases
+from keras_randlora import bases
 
 SHAPES = [(576, 576), (1536, 576), (4096, 1024)]
 SPARSITIES = {"66 %": 6, "93 %": 28, "98 %": 100, "99 %": 200}
@@ -80,7 +80,8 @@ def main(arguments=None):
         values = rng.standard_normal((smaller, smaller)).astype("float32")
         for zeros, sparsity in SPARSITIES.items():
             spec = bases.BasisSpec("ternary", sparsity, seed=0)
-            ways = ways_of(bases.draw_b(spec, larger, smaller), values)
+            size = bases.PairSize(1, 1, larger, smaller)
+            ways = ways_of(spec.kind.draw(spec, size)["basis_b"], values)
             results = [np.asarray(way()) for way in ways.values()]
             for result in results[1:]:
                 np.testing.assert_allclose(result, results[0], rtol=1e-3, atol=1e-3)

@@ -26,7 +26,7 @@ import numpy as np
 from keras import ops
 
 from keras_randlora.adapt import Selection
-from keras_randlora.layers import ADAPTED_CLASSES
+from keras_randlora.layers import layout_of
 
 NOLA_MATRICES = 256  # k; 2k = 512 numbers a kernel, as many as VeRA of rank 128 has
 Array = Any
@@ -40,7 +40,7 @@ class ReferenceLayer(keras.layers.Layer):
     def attach(self, **options: Any) -> None:
         """Give a built layer, plain so far, its variables and freeze its kernel."""
         self._tracker.unlock()
-        self.layout = ADAPTED_CLASSES[self.plain_class].layout_of(self)
+        self.layout = layout_of(self)
         self._kernel.trainable = False
         self.add_variables(**options)
         self._tracker.lock()

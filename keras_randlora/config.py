@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
 import numbers
 import re
@@ -175,6 +176,23 @@ class RandLoRAConfig(LayerOptions):
                 "`dataclasses.replace(config, ...)`."
             )
         return config
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """Return the options as parameters: `rank` and `targets` by position, too."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        kinds = dict.fromkeys(
+            ("rank", "targets"), inspect.Parameter.POSITIONAL_OR_KEYWORD
+        )
+        return [
+            inspect.Parameter(
+                name,
+                kinds.get(name, inspect.Parameter.KEYWORD_ONLY),
+                default=fields[name].default,
+                annotation=fields[name].type,
+            )
+            for name in (*kinds, *(name for name in fields if name not in kinds))
+        ]
 
     @property
     def layer_options(self) -> LayerOptions:

@@ -182,7 +182,7 @@ WRONG_TYPE = {
     "dropout": (dict(dropout=None), "`dropout` must be a number. Received: dropout="),
     "sparsity": (
         dict(basis="ternary", sparsity="6"),
-        "`sparsity` must be a number. Received: sparsity='6'.",
+        "`sparsity` must be a number. Received: sparsity='6' (of type str).",
     ),
     "targets number": (
         dict(targets=3),

@@ -6,7 +6,7 @@ from models import EXAMPLES
 
 import keras_randlora as kr
 from examples import methods
-from keras_randlora.adapt.verbs import adapted_state
+from keras_randlora.adapt.state import adapted_state
 
 # Kernels 6×10, 10×5 and a head 5×3 with biases 10, 5, 3.
 HEAD = 5 * 3 + 3

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 import keras_randlora as kr
-from keras_randlora.bases import DISTRIBUTIONS, Distribution
+from keras_randlora.bases import Distribution
 
 STEP = float(np.float32(5**-0.5))  # (1 + 9) / 2 levels squared: unit variance
 
@@ -26,12 +26,13 @@ def four_levels_ops(words, spec):
     return ops.multiply(ops.cast(2 * top - 3, "float32"), STEP)
 
 
-DISTRIBUTIONS["four_levels"] = Distribution(
+levels = Distribution(
     dtype="float32",
     default_sparsity=lambda larger_side: None,  # no zeros to count
     entries=four_levels,
     entries_ops=four_levels_ops,
 )
+kr.register_basis("four_levels", levels)
 # --8<-- [end:basis]
 
 # --8<-- [start:use]

@@ -7,15 +7,12 @@ python examples/guides/new_layer.py
 import keras
 
 import keras_randlora as kr
-from keras_randlora.layers import ADAPTED_CLASSES, RandLoRALayer, kernel_shape
+from keras_randlora.layers import kernel_shape
 from keras_randlora.update import KernelLayout
 
 
-@keras.saving.register_keras_serializable(package="new_layer")
-class RandLoRAConv2D(RandLoRALayer, keras.layers.Conv2D):
+class RandLoRAConv2D(kr.RandLoRALayer, keras.layers.Conv2D):
     """A `keras.layers.Conv2D` of one pixel with a frozen kernel and an update."""
-
-    plain_class = keras.layers.Conv2D
 
     @staticmethod
     def layout_of(layer):
@@ -33,8 +30,7 @@ class RandLoRAConv2D(RandLoRALayer, keras.layers.Conv2D):
         )
 
 
-ADAPTED_CLASSES[keras.layers.Conv2D] = RandLoRAConv2D
-RandLoRAConv2D.__name__ = "Conv2D"  # weights files of both kinds interchange
+kr.register_layer(keras.layers.Conv2D, RandLoRAConv2D)
 # --8<-- [end:layer]
 
 # --8<-- [start:use]

@@ -12,7 +12,7 @@ from benchmarks.report import markdown, number
 from examples.sst2 import data, train
 from examples.sst2.train import HEAD
 from keras_randlora.adapt import sites
-from keras_randlora.layers import own_weights
+from keras_randlora.tools.keras_internals import own_variables
 
 Weights = list[np.ndarray]
 BEFORE = "before training"
@@ -73,7 +73,7 @@ def merged_weights(model: keras.Model, plain: keras.Model) -> Weights:
     trained = {
         f"{site.path}/{variable.name}": variable
         for site in sites(model)
-        for variable in own_weights(site.layer)
+        for variable in own_variables(site.layer)
     }
     kernels = {
         site.path: train.current_kernel(site.layer)
@@ -82,7 +82,7 @@ def merged_weights(model: keras.Model, plain: keras.Model) -> Weights:
     }
     values = {}
     for site in sites(plain):
-        for variable in own_weights(site.layer):
+        for variable in own_variables(site.layer):
             if variable.name == "kernel" and site.path in kernels:
                 value = kernels[site.path]
             else:

@@ -55,7 +55,7 @@ def models_holding(
         layers: Adapted layers, or layers to adapt.
     """
     inside = [s.layer for s in sites(model) if isinstance(s.layer, keras.Model)]
-    others = _holding([*_COMPILED, *_models_in_use()], layers)
+    others = _holding([*_COMPILED, *_models_in_use(layers)], layers)
     return list({id(m): m for m in [model, *inside, *others]}.values())
 
 
@@ -132,26 +132,28 @@ def _holding(
     ]
 
 
-def _models_in_use() -> list[keras.Model]:
+def _models_in_use(layers: Sequence[keras.layers.Layer]) -> list[keras.Model]:
     """Return the models that the garbage collector knows, but for unfinished ones.
 
-    It does not know what was frozen: of that, models that have compiled a function
-    since the import are found nevertheless.
+    It does not know what was frozen. A model is younger than the layers it holds: if
+    those are known, so are all that hold them.
     """
-    if gc.get_freeze_count():
+    kinds = {keras.Model, *_subclasses(keras.Model)}
+    unknown = {id(layer) for layer in layers}
+    found = []
+    for candidate in gc.get_objects():
+        unknown.discard(id(candidate))
+        if type(candidate) in kinds and keras_internals.is_complete(candidate):
+            found.append(candidate)
+    if unknown and gc.get_freeze_count():
         warnings.warn(
-            "`gc.freeze()` hides objects from the search for other models that hold "
-            "the layers. A model that was frozen before `keras_randlora` was imported "
-            "keeps what it has compiled: call its `compile` again, or pass it to the "
-            "verb in the place of its backbone.",
+            "`gc.freeze()` hides the layers from the search for other models that hold "
+            "them. Such a model goes on with what it has compiled, if that was before "
+            "`keras_randlora` was imported or for `generate`: call its `compile` "
+            "again.",
             stacklevel=5,
         )
-    kinds = {keras.Model, *_subclasses(keras.Model)}
-    return [
-        object_
-        for object_ in gc.get_objects()
-        if type(object_) in kinds and keras_internals.is_complete(object_)
-    ]
+    return found
 
 
 def _subclasses(kind: type) -> Iterator[type]:

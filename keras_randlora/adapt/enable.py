@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ from keras_randlora.adapt.trainable import (
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.layers import RandLoRALayer, adapted_class, float_policy
 from keras_randlora.tools import shown
-from keras_randlora.update import BasisBank, GivenBasisBank
+from keras_randlora.update import BasisBank, GivenBasisBank, bank_for
 
 
 def enable_randlora(
@@ -91,6 +92,23 @@ def enable_randlora(
     12
     """
     return enable_with_config(model, RandLoRAConfig.of(rank, targets, options))
+
+
+def _show_options(function: Any) -> None:
+    """Let `help` and editors show the options of `RandLoRAConfig` one by one."""
+    signature = inspect.signature(function)
+    model, *_ = signature.parameters.values()
+    config = inspect.Parameter(
+        "config",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation="RandLoRAConfig | None",
+    )
+    parameters = [model, *RandLoRAConfig.parameters(), config]
+    function.__signature__ = signature.replace(parameters=parameters)
+
+
+_show_options(enable_randlora)
 
 
 def enable_with_config(
@@ -177,7 +195,7 @@ def _bank_for(
     shapes = update_shapes(selection, config)
     dtype = float_policy(selection.adapted[0].layer)
     if bases is None:
-        return BasisBank.for_shapes(shapes, config, dtype)
+        return bank_for(shapes, config, dtype)
     if config.basis != GIVEN:
         raise ValueError(
             "Bases are passed in with basis='given' only. Received: "

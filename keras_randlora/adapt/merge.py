@@ -113,7 +113,7 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
         undo.callback(forget_functions, models, layers)
         for layer in shown(layers, "Merging", "layer"):
             undo.callback(hold, layer, held_arrays(layer))
-            undo.callback(layer.reattach, layer.attachment)
+            undo.callback(layer.reattach, layer.attachment())
             kernel = layer.merged_kernel()
             layer.detach()
             write_kernel(layer, kernel)
@@ -131,7 +131,7 @@ def _merge(layer: RandLoRALayer, dequantize: bool) -> None:
         return
     with contextlib.ExitStack() as undo:
         undo.callback(hold, layer, held_arrays(layer))
-        undo.callback(layer.reattach, layer.attachment)
+        undo.callback(layer.reattach, layer.attachment())
         layer.detach()
         write_kernel(layer, kernel)
         undo.pop_all()

@@ -65,8 +65,8 @@ class Report:
             that are fully trained.
         total: Parameters of the model without the adapter and the bases; of quantized
             kernels as many as in floating point.
-        adapter_bytes: Bytes of the trained values in an adapter file.
         basis_bytes: Bytes of the stored bases.
+        adapter_bytes: Bytes of the trained values in an adapter file.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -79,8 +79,8 @@ class Report:
     adapter: int
     trainable: int
     total: int
-    adapter_bytes: int
     basis_bytes: int
+    adapter_bytes: int
 
     @property
     def share(self) -> float:
@@ -157,8 +157,8 @@ def summary(model: keras.Model) -> Report:
         adapter=adapter,
         trainable=_count(model.trainable_weights),
         total=parameter_count([model, *(s.layer for s in everything)]),
-        adapter_bytes=sum(map(bytes_of, model.trainable_weights)),
         basis_bytes=sum(bytes_of(v) for bank in banks for v in bank.weights),
+        adapter_bytes=sum(map(bytes_of, model.trainable_weights)),
     )
 
 

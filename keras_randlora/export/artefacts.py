@@ -34,7 +34,7 @@ from keras_randlora.adapt import (
     warn_of_zero_update,
 )
 from keras_randlora.export.saved_model import to_litert, to_onnx, to_openvino
-from keras_randlora.tools import bytes_of, keras_internals, replacing
+from keras_randlora.tools import bytes_of, keras_internals, replacing, to_numpy
 
 _LARGEST_MESSAGE = 2**31 - 1
 
@@ -264,8 +264,23 @@ def _plain(model: keras.Model, state: AdaptedState) -> Iterator[None]:
             if hasattr(model, name):
                 undo.callback(setattr, model, name, getattr(model, name))
         restore_flags(state.was_trainable)
-        model.optimizer, model.compiled = None, False
+        if getattr(model, "optimizer", None) is not None:
+            model.optimizer = _untrained(model.optimizer)
+        model.compiled = False
         yield
+
+
+def _untrained(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return an optimizer without state that is filed as `optimizer` would be.
+
+    A keras-hub task compiles itself when it is loaded, and looks for that in the file.
+    """
+    inner = getattr(optimizer, "inner_optimizer", None)
+    if inner is not None:
+        return keras.optimizers.LossScaleOptimizer(_untrained(inner))
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        return keras.optimizers.SGD()
+    return keras.optimizers.SGD(float(to_numpy(optimizer.learning_rate)))
 
 
 def _write_elsewhere(model: keras.Model, path: str, format: str, verbose: bool) -> None:

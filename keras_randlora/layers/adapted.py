@@ -23,7 +23,13 @@ from keras_randlora.layers.quantized import (
     write_kernel,
 )
 from keras_randlora.tools import cast, keras_internals
-from keras_randlora.update import BasisBank, KernelLayout, UpdateShape, rebuilt_bank
+from keras_randlora.update import (
+    BasisBank,
+    KernelLayout,
+    UpdateShape,
+    bank_for,
+    rebuilt_bank,
+)
 
 Array = Any
 _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(LayerOptions))
@@ -63,6 +69,14 @@ class RandLoRALayer(keras.layers.Layer):
 
     A mixin before the Keras class. The base kernel stays where the layer has it,
     frozen whatever `trainable` is set to; λ and γ live in the child `layer.randlora`.
+    A new kind of layer derives from it, see `register_layer`.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> layer = model.get_layer("d")
+    >>> isinstance(layer, kr.RandLoRALayer), layer.kernel_layout().outputs
+    (True, 4)
 
     Attributes:
         plain_class: The class of the layer without RandLoRA.
@@ -104,7 +118,7 @@ class RandLoRALayer(keras.layers.Layer):
         require_supported_mode(self, self.name)
         super().build(input_shape)
         options = self.options
-        bank = self.bank or BasisBank.for_shapes(
+        bank = self.bank or bank_for(
             [self.update_shape(options)], options, float_policy(self)
         )
         self.attach(options, bank, self.train_bias, shares_bank=self._shares_bank)
@@ -150,9 +164,9 @@ class RandLoRALayer(keras.layers.Layer):
             Attachment(type(self), options, train_bias, bank, shares_bank, adapter)
         )
 
-    @property
+    # A method: Keras files what it finds in properties.
     def attachment(self) -> Attachment:
-        """What `reattach` puts back after `detach`."""
+        """Return what `reattach` puts back after `detach`."""
         return Attachment(
             type(self),
             self.options,

@@ -7,6 +7,7 @@ the gradients of λ and γ.
 from keras_randlora.update.bank import (
     BasisBank,
     GivenBasisBank,
+    bank_for,
     rebuilt_bank,
 )
 from keras_randlora.update.formula import (
@@ -32,6 +33,7 @@ __all__ = [
     "KernelLayout",
     "UpdateShape",
     "adapter_gradients",
+    "bank_for",
     "computed_after",
     "dense_layout",
     "einsum_layout",

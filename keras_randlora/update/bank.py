@@ -23,7 +23,7 @@ from keras_randlora.bases import (
     sparse_pays,
 )
 from keras_randlora.config import BASIS_STORAGES, GIVEN, LayerOptions
-from keras_randlora.tools import cast, one_of, version_of
+from keras_randlora.tools import cast, one_of, to_numpy, version_of
 from keras_randlora.update.formula import UpdateShape, pair_size
 from keras_randlora.update.gradient import computed_after
 
@@ -85,29 +85,15 @@ class BasisBank(keras.layers.Layer):
 
     @classmethod
     def for_shapes(
-        cls, shapes: Sequence[UpdateShape], options: LayerOptions, dtype: Any = None
+        cls, shapes: Sequence[UpdateShape], spec: BasisSpec, **kwargs: Any
     ) -> BasisBank:
-        """Return the smallest bank that serves layers of these sizes (of one rank).
-
-        Raises:
-            ValueError: The bases follow from no seed.
-        """
-        if options.basis == GIVEN:
-            raise ValueError(
-                "basis='given' is for bases that come with a file, which "
-                "`load_adapter` and `keras_randlora.peft.load` read. Choose one of "
-                f"{basis_names()}. Received: basis='given' without bases."
-            )
-        size = pair_size(shapes)
-        spec = options.basis_spec(size)
+        """Return the smallest bank that serves all `shapes` (of one rank)."""
         return cls(
-            *size,
+            *pair_size(shapes),
             basis=spec.basis,
             sparsity=spec.sparsity,
             seed=spec.seed,
-            storage=options.basis_storage,
-            name="randlora_bank",
-            dtype=dtype,
+            **kwargs,
         )
 
     def build(self, input_shape: Any = None) -> None:
@@ -319,16 +305,18 @@ class GivenBasisBank(BasisBank):
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the pair as NumPy arrays, float32."""
-        if not self.weights:
-            a = np.full((self.rank, self.a_columns), np.nan, "float32")
-            return a, np.full((self.b_rows, self.b_columns), np.nan, "float32")
-        a, b = (ops.cast(basis, "float32") for basis in self.stored())
-        return np.array(ops.convert_to_numpy(a)), np.array(ops.convert_to_numpy(b))
+        a, b = (to_numpy(ops.cast(basis, "float32")) for basis in self.stored())
+        return np.array(a), np.array(b)
+
+    def draw_stored(self) -> dict[str, np.ndarray]:
+        """Return NaN, which the pair is until it comes."""
+        shapes = self.spec.kind.shapes(self.size)
+        return {n: np.full(shape, np.nan, "float32") for n, shape in shapes.items()}
 
     def rounded(self, basis: np.ndarray) -> np.ndarray:
         """Return a basis as the bank would hold it, float32."""
         held = ops.cast(ops.cast(basis, self._held_dtype), "float32")
-        return np.array(ops.convert_to_numpy(held))
+        return np.array(to_numpy(held))
 
     def save_own_variables(self, store: Any) -> None:
         """Write the pair."""
@@ -349,6 +337,29 @@ class GivenBasisBank(BasisBank):
     def _assign(self, basis_a: Array, basis_b: Array) -> None:
         for variable, basis in zip(self.weights, (basis_a, basis_b), strict=True):
             variable.assign(basis)
+
+
+def bank_for(
+    shapes: Sequence[UpdateShape], options: LayerOptions, dtype: Any = None
+) -> BasisBank:
+    """Return the smallest bank that serves layers of these sizes (of one rank).
+
+    Raises:
+        ValueError: The bases follow from no seed.
+    """
+    if options.basis == GIVEN:
+        raise ValueError(
+            "basis='given' is for bases that come with a file, which "
+            "`load_adapter` and `keras_randlora.peft.load` read. Choose one of "
+            f"{basis_names()}. Received: basis='given' without bases."
+        )
+    return BasisBank.for_shapes(
+        shapes,
+        options.basis_spec(pair_size(shapes)),
+        storage=options.basis_storage,
+        name="randlora_bank",
+        dtype=dtype,
+    )
 
 
 class _Values(keras.initializers.Initializer):

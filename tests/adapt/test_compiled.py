@@ -88,7 +88,7 @@ def test_a_task_that_was_fitted_before_must_be_compiled_again():
     backbone, task = backbone_and_task()
     task.compile("adam", "mse")
     task.fit(X, Y, verbose=0)
-    kernel = np.array(ops.convert_to_numpy(backbone.get_layer("q").kernel))
+    kernel = np.array(ops.convert_to_numpy(backbone.get_layer("q")._kernel))
     with pytest.warns(UserWarning, match="Model 'task' was compiled with an") as caught:
         kr.enable_randlora(backbone, rank=2, targets="q")
     assert [warning.filename for warning in caught] == [__file__]
@@ -97,7 +97,7 @@ def test_a_task_that_was_fitted_before_must_be_compiled_again():
     task.compile("adam", "mse")
     task.fit(X, Y, verbose=0)
     layer = backbone.get_layer("q")
-    np.testing.assert_array_equal(ops.convert_to_numpy(layer.kernel), kernel)
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer._kernel), kernel)
     assert np.any(ops.convert_to_numpy(layer.randlora.lambda_))
 
 
@@ -107,9 +107,9 @@ def test_a_task_is_fitted_on_after_the_merge():
     task.compile("adam", "mse")
     task.fit(X, Y, verbose=0)
     kr.merge_randlora(backbone)
-    kernel = np.array(ops.convert_to_numpy(backbone.get_layer("q").kernel))
+    kernel = np.array(ops.convert_to_numpy(backbone.get_layer("q")._kernel))
     task.fit(X, Y, verbose=0)
-    after = ops.convert_to_numpy(backbone.get_layer("q").kernel)
+    after = ops.convert_to_numpy(backbone.get_layer("q")._kernel)
     assert np.any(after != kernel)
 
 

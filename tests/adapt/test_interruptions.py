@@ -6,7 +6,7 @@ from keras import layers
 from models import EXAMPLES, randomize, structure_of, values_of
 
 import keras_randlora as kr
-from keras_randlora.adapt.verbs import adapted_state, is_adapted
+from keras_randlora.adapt.state import adapted_state, is_adapted
 from keras_randlora.files import combine
 from keras_randlora.layers.adapted import RandLoRAAdapter, RandLoRALayer
 

@@ -10,7 +10,7 @@ import pytest
 from backend import as_numpy, assert_same_arrays
 from keras import layers
 from models import EXAMPLES, compile_model, moved_adapter
-from test_peft import MLP_MODULES, MLP_NAMES, peft_arrays, write
+from peft_arrays import MLP_MODULES, MLP_NAMES, peft_arrays, write
 
 import keras_randlora as kr
 

@@ -49,7 +49,9 @@ def test_counts(name):
         ),
     )
     total = inputs * outputs + outputs
-    assert report == kr.Report(report.layers, trainable, trainable, total, basis_bytes)
+    assert report == kr.Report(
+        report.layers, trainable, trainable, total, basis_bytes, 4 * trainable
+    )
     assert report.share == trainable / total
     assert report.adapter_bytes == 4 * trainable
 
@@ -147,7 +149,9 @@ def test_the_table_tells_how_the_product_was_taken():
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (2_500_000, "2.5 MB")],
 )
 def test_bytes_in_the_table(count, text):
-    report = kr.Report(layers=(), adapter=0, trainable=0, total=1, basis_bytes=count)
+    report = kr.Report(
+        layers=(), adapter=0, trainable=0, total=1, basis_bytes=count, adapter_bytes=0
+    )
     assert str(report).endswith(f"stored bases {text}.")
 
 

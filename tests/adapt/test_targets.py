@@ -182,13 +182,6 @@ class ExpertBank(layers.Layer):
         return keras.ops.einsum("ab,ebc->ac", inputs, self.experts)
 
 
-class Doubled(layers.Dense):
-    """A `Dense` with a call of its own."""
-
-    def call(self, inputs):
-        return 2 * super().call(inputs)
-
-
 def curiosities():
     """Return a model with a layer of each kind that is refused by name."""
     inputs = keras.Input((4, 6))
@@ -197,7 +190,6 @@ def curiosities():
     x = layers.Dense(5, kernel_constraint="unit_norm", name="constrained")(x)
     x = layers.SpectralNormalization(layers.Dense(6, name="scaled"), name="wrapper")(x)
     x = ExpertBank(name="experts")(x)
-    x = Doubled(6, name="doubled")(x)
     return keras.Model(inputs, layers.Dense(3, name="head")(x), name="curiosities")
 
 
@@ -248,11 +240,6 @@ REFUSALS = {
         curiosities,
         dict(targets="experts"),
         f"Target 'experts' matches 'experts', a layer of type ExpertBank. {ADAPTS}",
-    ),
-    "subclass of Dense": (
-        curiosities,
-        dict(targets="doubled"),
-        f"Target 'doubled' matches 'doubled', a layer of type Doubled. {ADAPTS}",
     ),
     "constraint": (
         curiosities,

@@ -4,14 +4,18 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from drawn import draw_a, draw_a_ops, draw_b, draw_b_ops
 
-from keras_randlora.bases import draws as bases
+from keras_randlora import bases
+from keras_randlora.bases import distributions, draws, threefry
 
 # name -> (basis, sparsity); every distribution, and the ternary one twice.
+TESTS = str(Path(__file__).parents[1])
 CASES = {
     "uniform": ("uniform", None),
     "normal": ("normal", None),
@@ -46,7 +50,7 @@ def spec_of(name, seed=7, larger_side=384):
 
 def checksum(name):
     spec = spec_of(name)
-    data = bases.draw_a(spec, 6, 255).tobytes() + bases.draw_b(spec, 384, 258).tobytes()
+    data = draw_a(spec, 6, 255).tobytes() + draw_b(spec, 384, 258).tobytes()
     return hashlib.sha256(data).hexdigest()
 
 
@@ -90,19 +94,21 @@ def test_threefry_gives_the_published_words(key, counter, words):
     x0, x1 = (np.array([value], np.uint32) for value in counter)
     key_bits = np.array(key, np.uint32).view(np.int32)
     signed = [keras.ops.convert_to_tensor(x.view(np.int32)) for x in (x0, x1)]
-    drawn = bases.threefry_2x32_ops(keras.ops.convert_to_tensor(key_bits), *signed)
+    drawn = threefry.threefry_2x32_ops(keras.ops.convert_to_tensor(key_bits), *signed)
     drawn = [keras.ops.convert_to_numpy(x).view(np.uint32)[0] for x in drawn]
     assert drawn == list(words)
-    assert [x[0] for x in bases.threefry_2x32(key, x0, x1)] == list(words)
+    assert [x[0] for x in threefry.threefry_2x32(key, x0, x1)] == list(words)
 
 
 def test_an_entry_is_the_word_of_its_row_and_column():
     # Entry (3, 5) of B: counter (3, 5 // 2), second word; seed 9, B is number 1.
-    x = bases.threefry_2x32((9, 1), np.array([3], np.uint32), np.array([2], np.uint32))
+    x = threefry.threefry_2x32(
+        (9, 1), np.array([3], np.uint32), np.array([2], np.uint32)
+    )
     expected = np.float32(2 * (int(x[1][0]) >> 8) + 1 - 2**24)
     expected *= np.float32(np.sqrt(3) * 2**-24)
     spec = bases.BasisSpec("uniform", None, 9)
-    assert bases.draw_b(spec, 4, 6)[3, 5] == expected
+    assert draw_b(spec, 4, 6)[3, 5] == expected
 
 
 @pytest.mark.parametrize(
@@ -126,8 +132,8 @@ def test_words_become_entries(basis, sparsity, word, entry):
     spec = bases.BasisSpec(basis, sparsity, 0)
     words = np.array([word], np.uint32)
     signed = keras.ops.convert_to_tensor(words.view(np.int32))
-    by_ops = bases.DISTRIBUTIONS[basis].entries_ops(signed, spec)
-    by_numpy = bases.DISTRIBUTIONS[basis].entries(words, spec)
+    by_ops = bases.kind_of(basis).distribution.entries_ops(signed, spec)
+    by_numpy = bases.kind_of(basis).distribution.entries(words, spec)
     assert_same_bits(by_ops, by_numpy)
     assert by_numpy[0] == np.float32(entry)
 
@@ -139,14 +145,14 @@ def test_checksums_are_pinned(name):
 
 def test_another_process_draws_the_same():
     code = (
-        "import hashlib, sys; from keras_randlora.bases import draws as bases;"
-        "s = bases.BasisSpec('normal', None, 7);"
-        "d = bases.draw_a(s, 6, 255).tobytes() + bases.draw_b(s, 384, 258).tobytes();"
+        "import hashlib; from drawn import draw_a, draw_b;"
+        "from keras_randlora.bases import BasisSpec; s = BasisSpec('normal', None, 7);"
+        "d = draw_a(s, 6, 255).tobytes() + draw_b(s, 384, 258).tobytes();"
         "print(hashlib.sha256(d).hexdigest())"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONHASHSEED": "1"},
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": TESTS},
         capture_output=True,
         text=True,
         check=True,
@@ -158,8 +164,8 @@ def test_another_process_draws_the_same():
 @pytest.mark.parametrize("name", CASES)
 def test_ops_equal_numpy_bit_for_bit(name, shape):
     spec = spec_of(name, seed=2**32 - 5)
-    assert_same_bits(bases.draw_a_ops(spec, *shape), bases.draw_a(spec, *shape))
-    assert_same_bits(bases.draw_b_ops(spec, *shape), bases.draw_b(spec, *shape))
+    assert_same_bits(draw_a_ops(spec, *shape), draw_a(spec, *shape))
+    assert_same_bits(draw_b_ops(spec, *shape), draw_b(spec, *shape))
 
 
 @pytest.mark.skipif(not compilers(), reason="nothing to compile with")
@@ -170,48 +176,46 @@ def test_compiled_ops_equal_numpy_bit_for_bit(name, compiler):
 
     @compilers()[compiler]
     def draw():
-        return bases.draw_a_ops(spec, 6, 37), bases.draw_b_ops(spec, 65, 43)
+        return draw_a_ops(spec, 6, 37), draw_b_ops(spec, 65, 43)
 
     basis_a, basis_b = draw()
-    assert_same_bits(basis_a, bases.draw_a(spec, 6, 37))
-    assert_same_bits(basis_b, bases.draw_b(spec, 65, 43))
+    assert_same_bits(basis_a, draw_a(spec, 6, 37))
+    assert_same_bits(basis_b, draw_b(spec, 65, 43))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_larger_pair_begins_with_the_smaller(name):
     spec = spec_of(name)
-    large_a, large_b = bases.draw_a(spec, 6, 300), bases.draw_b(spec, 400, 300)
+    large_a, large_b = draw_a(spec, 6, 300), draw_b(spec, 400, 300)
     for rows, columns in [(1, 1), (7, 5), (384, 258), (400, 33)]:
+        np.testing.assert_array_equal(draw_a(spec, 6, columns), large_a[:, :columns])
         np.testing.assert_array_equal(
-            bases.draw_a(spec, 6, columns), large_a[:, :columns]
-        )
-        np.testing.assert_array_equal(
-            bases.draw_b(spec, rows, columns), large_b[:rows, :columns]
+            draw_b(spec, rows, columns), large_b[:rows, :columns]
         )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_chunks_do_not_show(name, monkeypatch):
     spec = spec_of(name)
-    whole_a, whole_b = bases.draw_a(spec, 16, 101), bases.draw_b(spec, 103, 101)
-    monkeypatch.setattr(bases, "_CHUNK_COUNTERS", 7 * 51)
-    np.testing.assert_array_equal(bases.draw_a(spec, 16, 101), whole_a)
-    np.testing.assert_array_equal(bases.draw_b(spec, 103, 101), whole_b)
+    whole_a, whole_b = draw_a(spec, 16, 101), draw_b(spec, 103, 101)
+    monkeypatch.setattr(draws, "_CHUNK_COUNTERS", 7 * 51)
+    np.testing.assert_array_equal(draw_a(spec, 16, 101), whole_a)
+    np.testing.assert_array_equal(draw_b(spec, 103, 101), whole_b)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_seeds_and_bases_differ(name):
     spec, other = spec_of(name, seed=0), spec_of(name, seed=1)
-    basis_a, basis_b = bases.draw_a(spec, 64, 64), bases.draw_b(spec, 64, 64)
+    basis_a, basis_b = draw_a(spec, 64, 64), draw_b(spec, 64, 64)
     assert not np.array_equal(basis_a, basis_b)
-    assert not np.array_equal(basis_a, bases.draw_a(other, 64, 64))
-    assert not np.array_equal(basis_b, bases.draw_b(other, 64, 64))
+    assert not np.array_equal(basis_a, draw_a(other, 64, 64))
+    assert not np.array_equal(basis_b, draw_b(other, 64, 64))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_entries_have_zero_mean_and_unit_variance(name):
     spec = spec_of(name)
-    entries = bases.draw_b(spec, 1500, 1000).astype("float64") * bases.scale_of(spec)
+    entries = draw_b(spec, 1500, 1000).astype("float64") * bases.scale_of(spec)
     entries = entries[~np.eye(1500, 1000, dtype=bool)]
     deviation_of_square = np.sqrt(np.mean(entries**4) - 1)
     assert abs(entries.mean()) < 4 / np.sqrt(entries.size)
@@ -220,7 +224,7 @@ def test_entries_have_zero_mean_and_unit_variance(name):
     tolerance = 4 * deviation_of_square / np.sqrt(drawn)
     assert abs(np.mean(entries**2) - 1) <= tolerance
     # Neighbours, in a row (two words of one counter) and in a column, do not correlate.
-    basis = bases.draw_b(spec, 1500, 1000).astype("float64") * bases.scale_of(spec)
+    basis = draw_b(spec, 1500, 1000).astype("float64") * bases.scale_of(spec)
     assert abs(np.mean(basis[:, 0::2] * basis[:, 1::2])) < 0.006
     assert abs(np.mean(basis[0::2] * basis[1::2])) < 0.006
 
@@ -229,14 +233,14 @@ def test_entries_have_zero_mean_and_unit_variance(name):
     "name, kurtosis, largest", [("uniform", 1.8, 1.7320508), ("normal", 3.0, 4.32497)]
 )
 def test_dense_entries_have_the_named_distribution(name, kurtosis, largest):
-    entries = bases.draw_b(spec_of(name), 2000, 1000).astype("float64")
+    entries = draw_b(spec_of(name), 2000, 1000).astype("float64")
     assert abs(np.mean(entries**4) - kurtosis) < 0.03
     assert largest * 0.99 < np.abs(entries).max() <= largest
     assert not np.any(entries == 0)
 
 
 def test_normal_table_is_symmetric_with_unit_variance():
-    table = bases._normal_table().astype("float64")
+    table = distributions._normal_table().astype("float64")
     np.testing.assert_array_equal(table, -table[::-1])
     assert abs(np.mean(table**2) - 1) < 1e-8
     assert np.all(np.diff(table) > 0)
@@ -253,7 +257,7 @@ def test_normal_table_is_symmetric_with_unit_variance():
     ],
 )
 def test_ternary_densities(name, probability):
-    entries = bases.draw_b(spec_of(name, larger_side=400), 1500, 1000)
+    entries = draw_b(spec_of(name, larger_side=400), 1500, 1000)
     entries = entries[~np.eye(1500, 1000, dtype=bool)]
     assert set(np.unique(entries)) <= {-1, 0, 1}
     tolerance = 4 * np.sqrt(probability / entries.size)
@@ -265,14 +269,14 @@ def test_ternary_densities(name, probability):
 def test_very_sparse_on_a_tiny_kernel_is_binary(larger_side):
     spec = spec_of("very_sparse", larger_side=larger_side)
     assert spec.sparsity == 2.0
-    assert np.all(bases.draw_b(spec, 8, 8) != 0)
+    assert np.all(draw_b(spec, 8, 8) != 0)
 
 
 @pytest.mark.parametrize("sparsity", [2, 6, 200, 2**31])
 @pytest.mark.parametrize("rank", [1, 2, 6, 32])
 def test_no_zero_columns(rank, sparsity):
     spec = bases.BasisSpec("ternary", sparsity, 0)
-    basis_a, basis_b = bases.draw_a(spec, rank, 256), bases.draw_b(spec, 300, 256)
+    basis_a, basis_b = draw_a(spec, rank, 256), draw_b(spec, 300, 256)
     columns = np.arange(256)
     assert np.all(basis_a[columns % rank, columns] != 0)
     assert np.all(basis_b[columns, columns] != 0)
@@ -284,10 +288,10 @@ def test_no_zero_columns(rank, sparsity):
 def test_guard_is_the_lowest_bit_where_the_entry_would_be_zero():
     spec = bases.BasisSpec("ternary", 2**31, 3)
     row = np.arange(9, dtype=np.uint32)
-    words = np.stack(bases.threefry_2x32((3, 1), row, row // 2))
+    words = np.stack(threefry.threefry_2x32((3, 1), row, row // 2))
     words = words[np.arange(9) % 2, np.arange(9)]
     expected = np.diag(1 - 2 * (words % 2).astype(int))
-    np.testing.assert_array_equal(bases.draw_b(spec, 9, 9), expected)
+    np.testing.assert_array_equal(draw_b(spec, 9, 9), expected)
 
 
 @pytest.mark.parametrize("rank", [6, 32])
@@ -297,8 +301,8 @@ def test_the_update_reaches_full_rank(name, shape, rank):
     larger, smaller = shape
     spec = spec_of(name, larger_side=larger)
     num_bases = -(-smaller // rank)
-    basis_a = bases.draw_a(spec, rank, smaller).astype("float64")
-    basis_b = bases.draw_b(spec, larger, num_bases * rank).astype("float64")
+    basis_a = draw_a(spec, rank, smaller).astype("float64")
+    basis_b = draw_b(spec, larger, num_bases * rank).astype("float64")
     rng = np.random.default_rng(0)
     lambda_ = rng.normal(size=(rank, num_bases))
     gamma = rng.normal(size=(num_bases, smaller))

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from backend import assert_close, evaluate
 
+from keras_randlora.bases import kind_of
 from keras_randlora.bases.operators import (
-    DenseBasis,
-    KroneckerBasis,
-    dense_operations,
-    kronecker_operations,
+    DenseOperator,
+    KroneckerOperator,
 )
 
 BLOCK = 64
@@ -36,9 +35,9 @@ def results(kind, rows, columns, method, *arrays):
     def function(*tensors):
         if kind == "dense":
             matrix, *values = tensors
-            return getattr(DenseBasis(matrix), method)(*values)
+            return getattr(DenseOperator(matrix), method)(*values)
         left, right, *values = tensors
-        return getattr(KroneckerBasis(left, right, rows, columns), method)(*values)
+        return getattr(KroneckerOperator(left, right, rows, columns), method)(*values)
 
     held = factors_of(rows, columns)
     held = (matrix_of(rows, columns),) if kind == "dense" else held
@@ -59,15 +58,15 @@ def test_products_are_those_of_the_matrix(kind, rows, columns):
 
 
 def test_operations_are_counted_in_multiply_adds_times_two():
-    assert dense_operations(9, 7) == 126
+    assert kind_of("uniform").operations(9, 7) == 126
     # 2 blocks of columns, 3 of rows: two products 64×64 and one 3×2 of 64 columns.
-    assert kronecker_operations(150, 70) == 2 * (2 * 64 * 64 + 3 * 2 * 64)
+    assert kind_of("kronecker").operations(150, 70) == 2 * (2 * 64 * 64 + 3 * 2 * 64)
 
 
 def test_a_kronecker_product_is_cheaper_for_common_kernels():
     ratios = [
-        kronecker_operations(rows, columns) / dense_operations(rows, columns)
-        for rows, columns in [(576, 576), (1536, 576), (4096, 1024), (14336, 4096)]
+        kind_of("kronecker").operations(*sides) / kind_of("uniform").operations(*sides)
+        for sides in [(576, 576), (1536, 576), (4096, 1024), (14336, 4096)]
     ]
     expected = [73 / 576, 88 / 1536, 128 / 4096, 288 / 14336]
     np.testing.assert_allclose(ratios, expected)

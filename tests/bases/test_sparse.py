@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from backend import BACKEND, assert_close
 
-from keras_randlora.bases.draws import BasisSpec
-from keras_randlora.bases.sparse import SparseBasis, pays, sparse_operations
+from keras_randlora.bases import BasisSpec
+from keras_randlora.bases.sparse import SparseOperator, sparse_operations, sparse_pays
 from keras_randlora.update.bank import BasisBank
 from keras_randlora.update.formula import UpdateShape
 
@@ -24,7 +24,7 @@ def bank_of(sparsity, **options):
 
 def is_sparse(bank, dtype="float32"):
     _, basis = bank.read(bank.stored(), SHAPE, dtype)
-    return isinstance(basis, SparseBasis)
+    return isinstance(basis, SparseOperator)
 
 
 def test_bases_of_very_many_zeros_are_multiplied_by_their_entries():
@@ -40,9 +40,9 @@ def test_compiled_products_are_dense(monkeypatch):
     import torch
 
     spec, entries = bank_of(200).spec, torch.zeros((ROWS, COLUMNS), dtype=torch.int8)
-    assert pays(spec, entries)
+    assert sparse_pays(spec, entries)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not pays(spec, entries)
+    assert not sparse_pays(spec, entries)
 
 
 @pytest.mark.parametrize("sparsity", [20, 200])

@@ -249,15 +249,12 @@ def test_the_sizes_are_those_of_the_built_model(family):
     from benchmarks.models import Decoder, build_keras
     from keras_randlora.adapt.targets import select
     from keras_randlora.config import RandLoRAConfig
-    from keras_randlora.layers.adapted import ADAPTED_CLASSES
+    from keras_randlora.layers import layout_of
 
     sizes = Decoder(family, 20, 1, 16, 24, 4, 2, 4)
     model = build_keras(sizes, "float32")
     chosen = select(model, RandLoRAConfig(rank=2, targets="all-linear")).adapted
-    layouts = {
-        site.name: ADAPTED_CLASSES[type(site.layer)].layout_of(site.layer)
-        for site in chosen
-    }
+    layouts = {site.name: layout_of(site.layer) for site in chosen}
     found = {name: (a.inputs, a.outputs) for name, a in layouts.items()}
     assert found == sizes.kernels()
 

@@ -288,9 +288,10 @@ def test_a_file_has_the_mode_that_the_user_wants(path, mask, mode):
     assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        kr.save_adapter(adapted("mlp"), tmp_path / "nowhere" / "a.safetensors")
+def test_missing_folders_are_made(tmp_path):
+    path = tmp_path / "not" / "there" / "a.safetensors"
+    kr.save_adapter(adapted("mlp"), path)
+    assert kr.load_adapter(EXAMPLES["mlp"].build(), path).layers
 
 
 # Damaged and foreign files. Each function gets the path of a good file.
@@ -633,5 +634,6 @@ def test_the_model_that_is_adapted_is_the_one_to_load_into(path):
     task = keras.Sequential([backbone, keras.layers.Dense(2)])
     kr.enable_randlora(backbone, rank=2, targets="q")
     kr.save_adapter(backbone, path)
-    with pytest.raises(ValueError, match="was called on another model that holds it"):
+    # The whole is adapted as well, but trains a head that the file does not hold.
+    with pytest.raises(ValueError, match="has no entry 'dense.*/kernel'"):
         kr.load_adapter(task, path)

@@ -22,7 +22,7 @@ from keras.src import testing
 from models import update_by_formula
 
 import keras_randlora as kr
-from keras_randlora.layers.adapted import RandLoRADense, RandLoRAEinsumDense
+from keras_randlora.layers import RandLoRADense, RandLoRAEinsumDense
 from keras_randlora.update.bank import BasisBank
 
 TOLERANCE = 1e-5
@@ -56,7 +56,7 @@ def plain_twin(layer, input_shape):
     """Return the plain Keras layer with the same options, kernel and bias."""
     plain = layer.plain_class.from_config(layer.plain_class.get_config(layer))
     plain.build(input_shape)
-    plain.kernel.assign(layer.kernel)
+    plain.kernel.assign(layer._kernel)
     if layer.bias is not None:
         plain.bias.assign(layer.bias)
     return plain
@@ -67,7 +67,7 @@ def merged_by_reference(layer):
     layout = layer.kernel_layout()
     delta = update_by_formula(layer)
     delta = reference.to_kernel(delta, layout.equation, layout.kernel_shape)
-    return as_numpy(layer.kernel).astype("float64") + delta
+    return as_numpy(layer._kernel).astype("float64") + delta
 
 
 def names(variables):
@@ -217,7 +217,7 @@ def test_every_equation_in_use(number, case):
         compute=WAYS[number % 2],
     )
     layer.build(case.input_shape)
-    layer.kernel.assign(entries(layer.kernel.shape, seed=4))
+    layer._kernel.assign(entries(layer._kernel.shape, seed=4))
     if layer.bias is not None:
         layer.bias.assign(entries(layer.bias.shape, seed=5))
     plain = plain_twin(layer, case.input_shape)
@@ -269,7 +269,7 @@ def test_merged_kernel_is_the_references():
     layer = dense()
     assert_close(as_numpy(layer.merged_kernel()), merged_by_reference(layer), TOLERANCE)
     back = as_numpy(layer.unmerged_kernel(layer.merged_kernel()))
-    assert_close(back, as_numpy(layer.kernel), TOLERANCE)
+    assert_close(back, as_numpy(layer._kernel), TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bool"])
@@ -313,7 +313,7 @@ def test_dropout_leaves_the_base_output(compute):
 @every_way
 def test_dropout_is_off_in_inference(compute):
     layer, without = dense(compute=compute, dropout=0.5), dense(compute=compute)
-    without.kernel.assign(layer.kernel)
+    without.kernel.assign(layer._kernel)
     x = entries((6, 8))
     by_both = [as_numpy(a(x, training=False)) for a in (layer, without)]
     assert_close(*by_both, 1e-6)
@@ -341,7 +341,7 @@ def test_lambda_gamma_and_their_gradients_are_float32(policy, compute):
     adapter = layer.randlora
     half = keras.DTypePolicy(policy).compute_dtype
     assert adapter.lambda_.dtype == adapter.gamma.dtype == "float32"
-    assert layer.kernel.dtype == layer.bias.dtype == layer.variable_dtype
+    assert layer._kernel.dtype == layer.bias.dtype == layer.variable_dtype
     x = entries((6, 8))
     upstream = entries((6, 5), seed=9)
     outputs, _, gradients = call_and_gradients(layer, x, upstream)
@@ -349,7 +349,7 @@ def test_lambda_gamma_and_their_gradients_are_float32(policy, compute):
     assert gradients["lambda"].dtype == gradients["gamma"].dtype == "float32"
 
     exact = dense()
-    exact.kernel.assign(ops.cast(layer.kernel.value, "float32"))
+    exact.kernel.assign(ops.cast(layer._kernel.value, "float32"))
     exact_outputs, _, exact_gradients = call_and_gradients(exact, x, upstream)
     assert_close(outputs, exact_outputs, 0.03)
     for name in ("lambda", "gamma"):
@@ -372,7 +372,7 @@ def test_both_storages_merge_to_the_same_kernel(policy):
     merged = []
     for storage in ("stored", "regenerated"):
         layer = dense(dtype=policy, basis_storage=storage)
-        layer.kernel.assign(np.ones((8, 5)))
+        layer._kernel.assign(np.ones((8, 5)))
         merged.append(as_numpy(layer.merged_kernel()).tobytes())
     assert merged[0] == merged[1]
 
@@ -396,7 +396,7 @@ def test_the_kernel_stays_frozen_whatever_trainable_is():
     ]:
         layer.trainable = trainable
         assert names(layer.trainable_variables) == expected
-        assert not layer.kernel.trainable
+        assert not layer._kernel.trainable
 
 
 def test_a_model_that_is_thawed_keeps_the_kernel_frozen():
@@ -535,7 +535,7 @@ def spoil(model):
     """Change every weight that a file holds."""
     for layer in model.layers[1:]:
         randomize_layer(layer, seed=77)
-        layer.kernel.assign(entries(layer.kernel.shape, seed=78))
+        layer._kernel.assign(entries(layer._kernel.shape, seed=78))
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own banks", "one shared bank"])
@@ -582,7 +582,7 @@ def test_a_weights_file_is_at_most_twice_the_plain_one(tmp_path, policy):
     layer.randlora.lambda_.assign(rng.standard_normal((32, 8)))
     update, kernel = (
         as_numpy(array).astype("float32")
-        for array in (layer.randlora.update(), layer.kernel)
+        for array in (layer.randlora.update(), layer._kernel)
     )
     scale = update.std() / kernel.std()
     for size, whole in ((1e-3, False), (16.0, True)):
@@ -604,14 +604,14 @@ def test_kernels_in_float64_keep_their_precision(tmp_path):
     dense = keras.layers.Dense(4, dtype="float64", name="d")
     model = keras.Model(inputs, dense(inputs))
     kernel = 1 + 1e-12 * np.arange(24.0).reshape(6, 4)
-    dense.kernel.assign(kernel)
+    dense._kernel.assign(kernel)
     kr.enable_randlora(model, rank=2, targets="d")
     model.save_weights(tmp_path / "a.weights.h5")
-    dense.kernel.assign(np.zeros((6, 4)))
+    dense._kernel.assign(np.zeros((6, 4)))
     model.load_weights(tmp_path / "a.weights.h5")
-    np.testing.assert_array_equal(as_numpy(dense.kernel), kernel)
+    np.testing.assert_array_equal(as_numpy(dense._kernel), kernel)
     kr.merge_randlora(model)
-    np.testing.assert_array_equal(as_numpy(dense.kernel), kernel)
+    np.testing.assert_array_equal(as_numpy(dense._kernel), kernel)
 
 
 REBUILT = {
@@ -835,7 +835,7 @@ def test_quantize_is_refused_on_an_adapted_layer():
         "first, then `model.quantize(...)`."
     )
     layer = dense()
-    kernel = as_numpy(layer.kernel)
+    kernel = as_numpy(layer._kernel)
     with pytest.raises(ValueError, match=re.escape(message)):
         layer.quantize("int8")
-    assert np.array_equal(as_numpy(layer.kernel), kernel)
+    assert np.array_equal(as_numpy(layer._kernel), kernel)

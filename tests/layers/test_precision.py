@@ -10,7 +10,7 @@ from keras import ops
 from models import BATCH, EXAMPLES, compile_model, default_policy
 
 import keras_randlora as kr
-from keras_randlora.layers.adapted import RandLoRADense
+from keras_randlora.layers import RandLoRADense
 
 POLICIES = ("bfloat16", "mixed_bfloat16", "mixed_float16")
 STEPS = 200
@@ -108,7 +108,7 @@ def test_kernel_and_update_are_added_in_float32(storage):
     layer.randlora.gamma.assign(np.ones((1, 3)))
     update = as_numpy(layer.randlora.update())  # small integers, exact in bfloat16
     assert np.any(update)
-    layer.kernel.assign(-update + 2.0**-9)
+    layer._kernel.assign(-update + 2.0**-9)
     outputs = as_numpy(layer(np.eye(3, dtype="float32"))).astype("float32")
     np.testing.assert_array_equal(outputs, np.full((3, 3), 2.0**-9))
 
@@ -123,7 +123,7 @@ def test_a_plain_layer_computes_in_half_precision_again(leave, in_policy):
     found, expected = (as_numpy(layer(inputs)) for layer in layers)
     assert found.dtype == expected.dtype == "bfloat16"
     assert np.array_equal(found, expected)
-    assert layers[0].kernel._autocast
+    assert layers[0]._kernel._autocast
 
 
 def test_overflow_skips_the_step_and_touches_nothing(in_policy):

@@ -16,8 +16,8 @@ from backend import (
 )
 from keras import ops
 
-from keras_randlora.bases.draws import BasisSpec, resolve_sparsity
-from keras_randlora.layers.adapted import RandLoRADense
+from keras_randlora.bases import BasisSpec, resolve_sparsity
+from keras_randlora.layers import RandLoRADense
 from keras_randlora.layers.product import AdaptedProduct
 from keras_randlora.layers.quantized import FrozenKernel
 from keras_randlora.update.bank import BasisBank

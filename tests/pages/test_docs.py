@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_architecture import LEVELS
+from test_architecture import ROOMS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -118,7 +118,7 @@ def test_every_public_name_is_in_the_reference():
 def messages():
     """Return the literal strings of the package, with … for what is filled in."""
     found = []
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [getattr(part, "value", "…") for part in node.values]

@@ -14,9 +14,10 @@ import keras_randlora as kr
 
 # Its example needs eight devices; `test_distribution.py` runs the like.
 UNTESTED = {"layout_map"}
+PACKAGE = Path(kr.__file__).parent
 MODULES = sorted(
-    path.stem
-    for path in Path(kr.__file__).parent.glob("*.py")
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
     if not path.stem.startswith("__")
 )
 NAMES = {"keras": keras, "keras_hub": keras_hub, "kr": kr, "np": np}

@@ -10,13 +10,15 @@ import keras_hub
 import numpy as np
 import pytest
 import tiny_presets
+from drawn import draw_b, draw_b_ops
 from keras import ops
 from models import moved_adapter
 from safetensors.numpy import load_file
 
 import keras_randlora as kr
-from keras_randlora.bases import draws as bases
-from keras_randlora.layers import adapted as layers
+from keras_randlora.bases import BasisSpec
+from keras_randlora.bases import spec as specs
+from keras_randlora.layers import kinds
 
 GUIDES = Path(__file__).parents[2] / "examples" / "guides"
 # keras-hub hands a `tf.data.Dataset` to `fit`, which warns about its own default.
@@ -136,9 +138,9 @@ def test_resuming(run):
 def test_new_basis(run):
     try:
         run("new_basis")
-        spec = bases.BasisSpec("four_levels", None, 7)
-        drawn = bases.draw_b(spec, 65, 33)
-        in_a_trace = ops.convert_to_numpy(bases.draw_b_ops(spec, 65, 33))
+        spec = BasisSpec("four_levels", None, 7)
+        drawn = draw_b(spec, 65, 33)
+        in_a_trace = ops.convert_to_numpy(draw_b_ops(spec, 65, 33))
         np.testing.assert_array_equal(drawn, in_a_trace)
         assert len(np.unique(drawn)) == 4
         np.testing.assert_allclose(drawn.std(), 1, atol=0.05)
@@ -151,7 +153,7 @@ def test_new_basis(run):
         kr.set_adapter(model, values)
         assert kr.analysis.update_rank(model.get_layer("d")) == 24
     finally:
-        bases.DISTRIBUTIONS.pop("four_levels", None)
+        specs._KINDS.pop("four_levels", None)
 
 
 def test_new_layer(run):
@@ -172,7 +174,7 @@ def test_new_layer(run):
         with pytest.raises(ValueError, match="'edges' cannot be adapted. Only conv"):
             kr.enable_randlora(model, rank=2, targets="edges")
     finally:
-        layers.ADAPTED_CLASSES.pop(keras.layers.Conv2D, None)
+        kinds._KINDS.pop(keras.layers.Conv2D, None)
 
 
 def test_every_guide_is_run():

@@ -15,14 +15,22 @@ import pytest
 import reference
 from backend import assert_close, assert_same_arrays
 from keras import ops
-from safetensors.numpy import load_file, save_file
+from peft_arrays import (
+    ALPHA,
+    MLP_MODULES,
+    MLP_NAMES,
+    RANK,
+    WEIGHTS,
+    peft_arrays,
+    write,
+)
+from safetensors.numpy import load_file
 
 import keras_randlora as kr
+from keras_randlora.adapt import sites
+from keras_randlora.files.adapter import write_adapter
 from keras_randlora.peft import folder as peft_folder
 from keras_randlora.peft import names as peft_names
-
-RANK, ALPHA = 3, 12
-WEIGHTS = "adapter_model.safetensors"
 
 # module of transformers -> (path in keras-hub, inputs, outputs), of models.llama3()
 LLAMA_MODULES = {
@@ -44,28 +52,6 @@ LLAMA_MODULES = {
         16,
     ),
 }
-MLP_MODULES = {"fc.0": ("hidden_1", 6, 10), "fc.1": ("hidden_2", 10, 5)}
-MLP_NAMES = {path: module for module, (path, _, _) in MLP_MODULES.items()}
-
-
-def peft_arrays(modules, prefix="", rank=RANK, seed=0):
-    """Return the arrays of a PEFT state: bases between the largest in- and output."""
-    rng = np.random.default_rng(seed)
-    inputs = max(size for _, size, _ in modules.values())
-    outputs = max(size for _, _, size in modules.values())
-    smaller, larger = sorted((inputs, outputs))
-    draw = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
-    tensors = {
-        "base_model.randlora_A": draw(rank, 1, smaller),
-        "base_model.randlora_B": draw(larger, math.ceil(smaller / rank), rank),
-    }
-    for module, (_, layer_inputs, layer_outputs) in modules.items():
-        side = min(layer_inputs, layer_outputs)
-        bases = math.ceil(side / rank)
-        name = f"base_model.model.{prefix}{module}"
-        tensors[f"{name}.randlora_lambda"] = 0.1 * draw(rank, bases)
-        tensors[f"{name}.randlora_gamma"] = 0.1 * draw(bases, side)
-    return tensors
 
 
 def as_peft_saves(tensors):
@@ -86,29 +72,6 @@ def read(folder):
         (name,) = [name for name in tensors if name.endswith(f".{basis}")]
         tensors[f"base_model.{basis}"] = tensors.pop(name)
     return tensors
-
-
-def write(folder, tensors, **options):
-    """Write an adapter folder with the options that PEFT writes."""
-    folder.mkdir()
-    config = {
-        "peft_type": "RANDLORA",
-        "r": RANK,
-        "randlora_alpha": ALPHA,
-        "randlora_dropout": 0.0,
-        "target_modules": ["q_proj"],
-        "bias": "none",
-        "modules_to_save": None,
-        "save_projection": True,
-        "projection_prng_key": 0,
-        "sparse": False,
-        "very_sparse": False,
-        "fan_in_fan_out": False,
-    }
-    text = json.dumps({**config, **options})
-    (folder / "adapter_config.json").write_text(text)
-    save_file(tensors, folder / WEIGHTS)
-    return folder
 
 
 def mlp_folder(tmp_path, **options):
@@ -135,7 +98,7 @@ def array(tensor):
 
 
 def layers_by_path(model):
-    return {site.path: site.layer for site in kr.targets.sites(model)}
+    return {site.path: site.layer for site in sites(model)}
 
 
 def as_matrix(layer, kernel):
@@ -218,11 +181,11 @@ def test_load_trains_on(tmp_path):
     example = models.EXAMPLES["mlp"]
     model = example.build()
     kr.peft.load(model, mlp_folder(tmp_path), name_map=MLP_NAMES)
-    before, kernel = kr.get_adapter(model), array(model.get_layer("hidden_1").kernel)
+    before, kernel = kr.get_adapter(model), array(model.get_layer("hidden_1")._kernel)
     example.fit(model)
     after = kr.get_adapter(model)
     assert all(not np.array_equal(after[path], before[path]) for path in before)
-    assert np.array_equal(array(model.get_layer("hidden_1").kernel), kernel)
+    assert np.array_equal(array(model.get_layer("hidden_1")._kernel), kernel)
 
 
 def test_name_map_comes_before_the_table(tmp_path):
@@ -454,7 +417,7 @@ def test_a_save_that_fails_leaves_the_former_folder(
 def test_every_linear_layer_of_a_family_has_one_name(name):
     model = models.EXAMPLES[name].build()
     names = peft_names.ModuleNames(model)
-    linear = [site for site in kr.targets.sites(model) if site.linear]
+    linear = [site for site in sites(model) if site.linear]
     by_module = names.modules(linear)
     assert len(by_module) == len(linear) > 0
     assert {site.path for site in names.sites(by_module).values()} == {
@@ -863,7 +826,7 @@ def test_adapter_file_without_its_given_bases_is_refused(tmp_path, given):
     path = tmp_path / "x.safetensors"
     kr.save_adapter(given, path)
     file = kr.files.read_adapter(path)
-    kr.files.write_adapter(file._replace(bases=None), path)
+    write_adapter(file._replace(bases=None), path)
     with pytest.raises(ValueError, match="lacks its bases, the matrix 'basis_a'"):
         kr.load_adapter(models.mlp(), path)
 

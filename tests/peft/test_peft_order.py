@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from backend import BACKEND, as_numpy, assert_close
 
-from keras_randlora.bases.operators import DenseBasis
+from keras_randlora.bases.operators import DenseOperator
 from keras_randlora.update.formula import UpdateShape, kernel_update
 
 if BACKEND != "torch":
@@ -61,7 +61,7 @@ def test_kernel_update_is_pefts_delta_weight(inputs, outputs, rank):
         layer.randlora_lambda["default"].detach(),
         layer.randlora_gamma["default"].detach(),
         basis_a[:, 0],
-        DenseBasis(basis_b.flatten(start_dim=1)),
+        DenseOperator(basis_b.flatten(start_dim=1)),
         ALPHA / rank,
     )
     expected = layer.get_delta_weight("default").detach()  # (outputs, inputs)

@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from drawn import draw_b
 
 import keras_randlora as kr
-from keras_randlora.bases.draws import BasisSpec, draw_b
+from keras_randlora.bases import BasisSpec
 from keras_randlora.tools import progress
 
 

@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import pytest
 from backend import BACKEND, as_numpy, evaluate, h5_arrays
+from drawn import draw_a, draw_b
 from keras import layers, ops
 
 import keras_randlora as kr
-from keras_randlora.bases import draws as bases
-from keras_randlora.bases.draws import BasisSpec
-from keras_randlora.layers.adapted import RandLoRADense
+from keras_randlora.bases import BasisSpec
+from keras_randlora.layers import RandLoRADense
 from keras_randlora.update.bank import BasisBank
 from keras_randlora.update.formula import UpdateShape
 
@@ -226,8 +226,8 @@ def test_no_basis_is_a_constant_of_what_jax_compiles(options, compute):
 
 
 def test_the_bases_are_the_drawn_ones():
-    """The bank adds nothing of its own to `bases.draw_a` and `bases.draw_b`."""
+    """The bank adds nothing of its own to the kind's own draws."""
     bank = bank_of("sparse")
     spec = BasisSpec("sparse", 6.0, seed=3)
-    assert np.array_equal(as_numpy(bank.basis_a), bases.draw_a(spec, 2, 9))
-    assert np.array_equal(as_numpy(bank.basis_b), bases.draw_b(spec, 14, 10))
+    assert np.array_equal(as_numpy(bank.basis_a), draw_a(spec, 2, 9))
+    assert np.array_equal(as_numpy(bank.basis_b), draw_b(spec, 14, 10))

@@ -7,7 +7,7 @@ import reference
 from backend import assert_close, evaluate
 from keras import ops
 
-from keras_randlora.bases.operators import DenseBasis
+from keras_randlora.bases.operators import DenseOperator
 from keras_randlora.update.formula import (
     UpdateShape,
     adapter_gradients,
@@ -44,7 +44,7 @@ def shape_and_factors(inputs, outputs, rank, bases=None):
 def with_basis(factors):
     """Return the factors with B as an operator."""
     *others, basis_b = factors
-    return *others, DenseBasis(basis_b)
+    return *others, DenseOperator(basis_b)
 
 
 def as_float32(arrays):
@@ -153,7 +153,7 @@ def test_gradients_are_float32_where_the_bases_are_not(dtype):
     _, factors = shape_and_factors(7, 9, 3)
 
     def gradients(lambda_, gamma, basis_a, basis_b):
-        bases = ops.cast(basis_a, dtype), DenseBasis(ops.cast(basis_b, dtype))
+        bases = ops.cast(basis_a, dtype), DenseOperator(ops.cast(basis_b, dtype))
         upstream = ops.ones((9, 7), dtype)
         return gradients_from_update(upstream, lambda_, gamma, *bases, SCALE)
 
