@@ -1,4 +1,4 @@
-"""The documentation is whole: links, names, messages, notebooks, the drawing."""
+"""The documentation is whole: links, names, messages, notebooks, drawings."""
 
 import ast
 import os
@@ -181,19 +181,34 @@ def test_a_notebook_runs_what_the_script_runs(guide):
     )
 
 
-def test_the_drawing_of_the_house_has_every_module_on_its_floor():
+DRAWINGS = runpy.run_path(str(DOCS / "drawings.py"))["DRAWINGS"]
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_drawings_are_those_of_the_script(name):
+    drawn = (DOCS / "img" / name).read_text("utf-8")
+    assert drawn == DRAWINGS[name](), "run `python docs/drawings.py`"
+
+
+def test_the_drawing_of_the_house_has_every_room_in_its_place():
+    """From the highest to the lowest; what stands in one row, as it is read."""
     drawing = (DOCS / "img" / "house.svg").read_text("utf-8")
-    height = {}
-    rows = re.findall(r'<text x="\d+" y="(\d+)"[^>]*class="code">([^<]+)<', drawing)
-    for y, names in rows:
-        for module in names.replace("&#160;", " ").split():
-            assert module not in height
-            height[module] = int(y)
-    assert sorted(height) == sorted(module for level in LEVELS for module in level)
-    boxes = [int(y) for y in re.findall(r'<rect x="\d+" y="(\d+)"', drawing)]
-    floor = {m: max(box for box in boxes if box < y) for m, y in height.items()}
-    for lower, upper in zip(LEVELS, LEVELS[1:], strict=False):
-        assert min(floor[m] for m in lower) >= max(floor[m] for m in upper)
+    found = re.findall(r'<text x="(\d+)" y="(\d+)"[^>]*class="code">(\w+)<', drawing)
+    placed = sorted(found, key=lambda room: (int(room[1]), int(room[0])))
+    expected = [room for room in reversed(ROOMS) if not room.startswith("_")]
+    assert [name for _, _, name in placed] == expected
+
+
+@pytest.mark.parametrize("name", ["architecture.md", "img/tensor.svg"])
+def test_modules_that_are_named_exist(name):
+    text = (DOCS / name).read_text("utf-8")
+    rooms = "|".join(room for room in ROOMS if (PACKAGE / room).is_dir())
+    named = set(re.findall(rf"[`>](({rooms})\.[a-z_]+)[`<]", text))
+    assert len(named) > 10
+    missing = [
+        m for m, _ in named if not (PACKAGE / f"{m.replace('.', '/')}.py").exists()
+    ]
+    assert missing == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
