@@ -59,6 +59,14 @@ def handed_on(room):
     return set(module.__all__)
 
 
+def run_time(tree):
+    """Yield the nodes of a module, but for imports that only types need."""
+    for child in ast.iter_child_nodes(tree):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)):
+            yield child
+            yield from run_time(child)
+
+
 def imports_of(nodes):
     """Yield the full names that import statements among the nodes bring in."""
     for node in nodes:
@@ -96,7 +104,7 @@ def last_name(decorator):
 
 def own_imports(module):
     """Yield the room and the rest of each name of the package that a module imports."""
-    for name in imports_of(ast.walk(TREES[module])):
+    for name in imports_of(run_time(TREES[module])):
         package, _, rest = name.partition(".")
         if package == "keras_randlora":
             room, _, rest = rest.partition(".")

@@ -62,8 +62,9 @@ class AdaptedState:
 def remember(model: keras.Model, state: AdaptedState) -> None:
     """Keep with a model what its layers cannot tell."""
     setattr(model, _MEMORY, state)
-    for site in state.selection.adapted:
-        site.layer.randlora.enabled_on = weakref.ref(model)
+    for layer in state.selection.layers:
+        if isinstance(layer, RandLoRALayer):  # not merged yet
+            layer.randlora.enabled_on = weakref.ref(model)
     for site in sites(model):
         pass_gradients(site.layer)
 

@@ -20,7 +20,6 @@ from keras_randlora.layers.quantized import (
     quantized_alike,
     require_supported_mode,
     widened,
-    write_kernel,
 )
 from keras_randlora.tools import cast, keras_internals
 from keras_randlora.update import (
@@ -267,10 +266,6 @@ class RandLoRALayer(keras.layers.Layer):
         dtype = keras_internals.kernel_variable(self).dtype
         base = ops.subtract(widened(merged, dtype), self.randlora.update())
         return ops.cast(base, dtype)
-
-    def write_merged(self) -> None:
-        """Assign `kernel + update` to the kernel, quantized again as it was."""
-        write_kernel(self, self.merged_kernel())
 
     def _held(self) -> list[Array]:
         variables = self.randlora.product.kernel.variables(self)

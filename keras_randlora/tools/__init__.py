@@ -6,7 +6,7 @@ that touches what Keras keeps to itself.
 """
 
 from keras_randlora.tools import keras_internals
-from keras_randlora.tools.arrays import cast, reshape, to_numpy, transpose, version_of
+from keras_randlora.tools.arrays import cast, reshape, to_numpy, transpose
 from keras_randlora.tools.atomic import replacing, write_atomically
 from keras_randlora.tools.checks import (
     finite_number,
@@ -40,6 +40,5 @@ __all__ = [
     "traced_apart",
     "transpose",
     "uint32",
-    "version_of",
     "write_atomically",
 ]

@@ -40,8 +40,3 @@ def _is_torch(tensor: Array) -> bool:
 def to_numpy(tensor: Array) -> np.ndarray:
     """Return a tensor or variable as an array, which may share its memory."""
     return np.asarray(ops.convert_to_numpy(tensor))
-
-
-def version_of(tensor: Array) -> int:
-    """Return a number that changes when a tensor of torch is written to."""
-    return tensor._version

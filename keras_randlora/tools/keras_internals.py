@@ -17,6 +17,7 @@ have, and fails with one sentence where one is missing.
 | `_check_quantize_args` | `Layer` | asked before the first layer is quantized |
 | `_remat_mode`, `_loss_ids` | `Layer` | rematerialized calls |
 | `_autocast`, `_layout` | `Variable` | conversion on reading; sharding |
+| `_version` | `torch.Tensor` | noticing that a tensor is written to |
 | `_distribute_strategy` | `Model` on TensorFlow | the strategy it was built under |
 | `_variables`, `_iterations`, `_learning_rate` | `Optimizer` | forgetting its state |
 | `_trainable_variables`, `_trainable_variables_indices` | `Optimizer` | likewise |
@@ -156,6 +157,11 @@ def autocast(tensor: Any) -> Any:
     """Convert a tensor as reading a variable here would."""
     scope = surroundings()["autocast_scope"]
     return tensor if scope is None else scope.maybe_cast(tensor)
+
+
+def version_of(tensor: Any) -> int:
+    """Return a number that changes when a tensor of torch is written to."""
+    return tensor._version
 
 
 def has_layout(variable: keras.Variable) -> bool:

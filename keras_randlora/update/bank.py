@@ -23,7 +23,7 @@ from keras_randlora.bases import (
     sparse_pays,
 )
 from keras_randlora.config import BASIS_STORAGES, GIVEN, LayerOptions
-from keras_randlora.tools import cast, one_of, to_numpy, version_of
+from keras_randlora.tools import cast, keras_internals, one_of, to_numpy
 from keras_randlora.update.formula import UpdateShape, pair_size
 from keras_randlora.update.gradient import computed_after
 
@@ -258,7 +258,7 @@ class BasisBank(keras.layers.Layer):
 
         What was analysed of entries that have been assigned anew since is dropped.
         """
-        version = version_of(entries)
+        version = keras_internals.version_of(entries)
         if self._sparse[0] != version:
             self._sparse = version, {}
         known, key = self._sparse[1], (size.larger, size.columns)

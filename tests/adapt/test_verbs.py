@@ -678,8 +678,8 @@ def test_a_model_around_an_adapted_one_is_adapted_as_a_whole():
     inner = outer.get_layer("mlp")
     kr.enable_randlora(inner, rank=2, targets="hidden_2")
     assert sorted(kr.get_adapter(outer)) == [
-        "head/bias",
-        "head/kernel",
+        "head#2/bias",
+        "head#2/kernel",
         "hidden_2/gamma",
         "hidden_2/lambda",
     ]

@@ -313,7 +313,7 @@ def test_dropout_leaves_the_base_output(compute):
 @every_way
 def test_dropout_is_off_in_inference(compute):
     layer, without = dense(compute=compute, dropout=0.5), dense(compute=compute)
-    without.kernel.assign(layer._kernel)
+    without._kernel.assign(layer._kernel)
     x = entries((6, 8))
     by_both = [as_numpy(a(x, training=False)) for a in (layer, without)]
     assert_close(*by_both, 1e-6)
@@ -349,7 +349,7 @@ def test_lambda_gamma_and_their_gradients_are_float32(policy, compute):
     assert gradients["lambda"].dtype == gradients["gamma"].dtype == "float32"
 
     exact = dense()
-    exact.kernel.assign(ops.cast(layer._kernel.value, "float32"))
+    exact._kernel.assign(ops.cast(layer._kernel.value, "float32"))
     exact_outputs, _, exact_gradients = call_and_gradients(exact, x, upstream)
     assert_close(outputs, exact_outputs, 0.03)
     for name in ("lambda", "gamma"):
