@@ -66,7 +66,7 @@ def of_step(case: Case, ours: int = 0) -> Operations:
 
 def of_our_layers(model: Any, tokens: int) -> int:
     """Sum what the adapted layers of a model add to a step."""
-    from keras_randlora.adapt.targets import sites
+    from keras_randlora.adapt import sites
     from keras_randlora.layers.adapted import RandLoRALayer
 
     adapters = [

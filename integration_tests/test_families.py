@@ -17,8 +17,7 @@ import pytest
 from einsum_equations import EQUATIONS, WRITTEN
 
 import keras_randlora as kr
-from keras_randlora.adapt import hub_repairs
-from keras_randlora.adapt.targets import sites
+from keras_randlora.adapt import hub_repairs, sites
 
 HUB_MODELS = pathlib.Path(keras_hub.src.models.__path__[0])
 RANDLORA_CLASSES = (kr.RandLoRADense, kr.RandLoRAEinsumDense)

@@ -170,7 +170,7 @@ class UpdateRecord(NamedTuple):
 
     Attributes:
         step: Steps of the optimizer so far.
-        path: The layer's path.
+        path: The layer's address, as in `get_adapter`.
         norm: Frobenius norm of the update.
         relative_norm: The same over the norm of the frozen kernel.
         effective_rank: Over how many directions the update is spread; see
@@ -242,7 +242,7 @@ class RandLoRALogger(keras.callbacks.Callback):
         """Take the norms of the frozen kernels."""
         self._latest = []  # the steps of another optimizer begin anew
         self._kernel_norms = {
-            site.path: _norm(dense_kernel(site.layer)) for site in self._sites()
+            site.address: _norm(dense_kernel(site.layer)) for site in self._sites()
         }
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -282,9 +282,9 @@ class RandLoRALogger(keras.callbacks.Callback):
         for site in self._sites():
             update = update_matrix(site.layer)
             norm = _norm(update)
-            relative = _ratio(norm, self._kernel_norms[site.path])
+            relative = _ratio(norm, self._kernel_norms[site.address])
             rank = effective_rank(update)
-            measured.append(UpdateRecord(step, site.path, norm, relative, rank))
+            measured.append(UpdateRecord(step, site.address, norm, relative, rank))
         self._latest = measured
         self.records += measured
         if self._writer is not None:

@@ -40,6 +40,7 @@ from keras_randlora.adapt.report import (
     Report,
     summary,
 )
+from keras_randlora.adapt.sites import Site, sites
 from keras_randlora.adapt.state import (
     AdaptedState,
     Bases,
@@ -53,10 +54,8 @@ from keras_randlora.adapt.switch import (
 )
 from keras_randlora.adapt.targets import (
     Selection,
-    Site,
     select,
-    select_paths,
-    sites,
+    select_addresses,
 )
 from keras_randlora.adapt.trainable import (
     TrainableFlag,
@@ -94,7 +93,7 @@ __all__ = [
     "require_plain",
     "restore_flags",
     "select",
-    "select_paths",
+    "select_addresses",
     "sites",
     "summary",
     "update_shapes",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_randlora.adapt.targets import sites
+from keras_randlora.adapt.sites import sites
 from keras_randlora.tools import keras_internals
 
 _FUNCTIONS = (

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_randlora.adapt.targets import Site
+from keras_randlora.adapt.sites import Site
 from keras_randlora.config import LayerOptions
 from keras_randlora.tools import keras_internals, to_numpy
 

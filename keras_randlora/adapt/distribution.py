@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_randlora.adapt.targets import Site
+from keras_randlora.adapt.sites import Site
 from keras_randlora.tools import keras_internals
 
 NAME = "randlora"
@@ -103,8 +103,8 @@ def require_same_distribution(
     Args:
         model: The model.
         adapted: Its layers that are to be adapted.
-        shapes: Shapes of what will be trained, under `<layer path>/lambda` and
-            `<layer path>/gamma`.
+        shapes: Shapes of what will be trained, under `<address>/lambda` and
+            `<address>/gamma`.
 
     Raises:
         ValueError: The model was built under another distribution than the current
@@ -118,7 +118,7 @@ def require_same_distribution(
     elif backend == "jax":
         for site in adapted:
             for name in ("lambda", "gamma"):
-                shape = shapes[f"{site.path}/{name}"]
+                shape = shapes[f"{site.address}/{name}"]
                 _require_layout_fits(f"{site.layer.path}/{NAME}/{name}", shape)
 
 

@@ -19,6 +19,7 @@ from keras_randlora.adapt.diagnostics import warn_of_shared_kernels
 from keras_randlora.adapt.distribution import require_same_distribution
 from keras_randlora.adapt.guards import guard_enable_lora
 from keras_randlora.adapt.report import Report, summary
+from keras_randlora.adapt.sites import sites
 from keras_randlora.adapt.state import (
     AdaptedState,
     Bases,
@@ -27,7 +28,7 @@ from keras_randlora.adapt.state import (
     remember,
     require_plain,
 )
-from keras_randlora.adapt.targets import Selection, select, sites
+from keras_randlora.adapt.targets import Selection, select
 from keras_randlora.adapt.trainable import (
     adapter_shapes,
     extra_variables,

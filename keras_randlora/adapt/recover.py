@@ -11,7 +11,8 @@ from typing import Any
 
 import keras
 
-from keras_randlora.adapt.targets import Selection, Site, require_built
+from keras_randlora.adapt.sites import Site
+from keras_randlora.adapt.targets import Selection, require_built
 from keras_randlora.config import RandLoRAConfig
 from keras_randlora.layers import RandLoRALayer
 from keras_randlora.tools import keras_internals
@@ -46,8 +47,8 @@ def recover(
     config = RandLoRAConfig(
         **dataclasses.asdict(layer.options),
         train_bias="adapted" if layer.train_bias else "none",
-        targets=tuple(site.path for site in adapted),
-        also_train=tuple(site.path for site in also_trained),
+        targets=tuple(site.address for site in adapted),
+        also_train=tuple(site.address for site in also_trained),
     )
     return config, Selection(adapted, also_trained)
 

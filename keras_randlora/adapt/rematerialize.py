@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_randlora.adapt.targets import Site, sites
+from keras_randlora.adapt.sites import Site, sites
 from keras_randlora.tools import keras_internals
 from keras_randlora.update import computed_after
-
-_NUMBERED = re.compile(r"_\d+$")
 
 
 def rematerialize(model: keras.Model, enabled: bool = True) -> list[str]:
@@ -61,12 +58,11 @@ def rematerialize(model: keras.Model, enabled: bool = True) -> list[str]:
 
 def _is_block(site: Site) -> bool:
     """Return whether a layer is an outermost numbered one that holds others."""
-    holders = [h for h in site.ancestors if not isinstance(h, keras.Model)]
     return (
-        bool(_NUMBERED.search(site.name))
+        site.number is not None
         and bool(keras_internals.children(site.layer))
         and not isinstance(site.layer, keras.Model)
-        and not any(_NUMBERED.search(holder.name) for holder in holders)
+        and site.block is None
     )
 
 
@@ -76,7 +72,7 @@ def _again(
     """Return `call`, run again for its gradient; Keras calls it with the arguments."""
     surroundings = keras_internals.surroundings()
     known = keras_internals.known_values()
-    seeds = _seeds(layer)
+    seeds = keras_internals.seed_states(layer)
     variables = [*layer.trainable_variables, *seeds]
     changed: list[keras.Variable] = []
     leaves = keras.tree.flatten((args, kwargs))
@@ -139,9 +135,3 @@ def _is_float(tensor: Any) -> bool:
     import jax
 
     return jax.numpy.issubdtype(tensor.dtype, jax.numpy.floating)
-
-
-def _seeds(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Return the states of the layer's generators, which a call changes."""
-    weights = {id(weight) for weight in layer.weights}
-    return [v for v in layer.non_trainable_variables if id(v) not in weights]

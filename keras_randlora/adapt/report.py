@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import keras
 
-from keras_randlora.adapt.targets import sites
+from keras_randlora.adapt.sites import sites
 from keras_randlora.layers import RandLoRALayer, parameter_count
 from keras_randlora.tools import bytes_of, html_table, in_words
 from keras_randlora.update import BasisBank
@@ -20,7 +20,7 @@ class LayerReport:
     """One adapted layer.
 
     Attributes:
-        path: The layer's path.
+        path: The layer's address, as in `get_adapter`.
         kernel_shape: Shape of its kernel.
         inputs: Rows of the kernel as a matrix.
         outputs: Columns of the kernel as a matrix.
@@ -150,7 +150,7 @@ def summary(model: keras.Model) -> Report:
             "`enable_randlora(model, ...)` first."
         )
     banks = [s.layer for s in everything if isinstance(s.layer, BasisBank)]
-    layers = tuple(_layer_report(site.path, site.layer) for site in adapted)
+    layers = tuple(_layer_report(site.address, site.layer) for site in adapted)
     adapter = sum(layer.trainable for layer in layers)
     return Report(
         layers=layers,

@@ -16,7 +16,8 @@ import keras
 import numpy as np
 
 from keras_randlora.adapt.recover import recover
-from keras_randlora.adapt.targets import Selection, Site, sites
+from keras_randlora.adapt.sites import Site, sites
+from keras_randlora.adapt.targets import Selection
 from keras_randlora.adapt.trainable import (
     TrainableFlag,
     extra_variables,
@@ -39,7 +40,7 @@ class AdaptedState:
     Attributes:
         config: The options.
         selection: The adapted and the also trained layers.
-        extra: The variables trained beside λ and γ, by path.
+        extra: The variables trained beside λ and γ, by address.
         was_trainable: What was trainable before.
         block: `MERGED` within `merged`, `HALF_MERGED` after an interrupted merge.
     """
@@ -51,11 +52,11 @@ class AdaptedState:
     block: str | None = None
 
     def variables(self) -> dict[str, keras.Variable]:
-        """Return λ and γ of every adapted layer and the extra ones, by path."""
+        """Return λ and γ of every adapted layer and the extra ones, by address."""
         found = {}
         for site in self.selection.adapted:
-            found[f"{site.path}/lambda"] = site.layer.randlora.lambda_
-            found[f"{site.path}/gamma"] = site.layer.randlora.gamma
+            found[f"{site.address}/lambda"] = site.layer.randlora.lambda_
+            found[f"{site.address}/gamma"] = site.layer.randlora.gamma
         return {**found, **self.extra}
 
 

@@ -5,69 +5,24 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
 
 from keras_randlora.adapt.hub_repairs import backbone_of, reads_kernel
+from keras_randlora.adapt.sites import Site, sites
 from keras_randlora.config import RandLoRAConfig
 from keras_randlora.layers import (
     RandLoRALayer,
-    adapted_class,
     kind_name,
     layout_of,
     require_supported_mode,
 )
 from keras_randlora.tools import keras_internals
 
-_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
-_BLOCK_INDEX = re.compile(r"_(\d+)$")
 _GLOB_CHARACTERS = frozenset("*?[")
 DEFAULT_GROUP = "attention"
-
-
-@dataclass(frozen=True)
-class Site:
-    """One layer of a model and where it stands.
-
-    Attributes:
-        layer: The layer.
-        path: Its path, unique in the model.
-        ancestors: The layers that hold it, outermost first, the model included.
-    """
-
-    layer: keras.layers.Layer
-    path: str
-    ancestors: tuple[keras.layers.Layer, ...]
-
-    @property
-    def name(self) -> str:
-        """The layer's own name."""
-        return self.layer.name
-
-    @property
-    def linear(self) -> bool:
-        """Whether the layer is of a kind that RandLoRA adapts."""
-        return adapted_class(type(self.layer)) is not None
-
-    @property
-    def in_attention(self) -> bool:
-        """Whether the layer belongs to an attention layer."""
-        holders = (holder for holder in self.ancestors if not _is_model(holder))
-        names = (f"{type(holder).__name__} {holder.name}" for holder in holders)
-        return any(_ATTENTION.search(name) for name in names)
-
-    @property
-    def block_index(self) -> int | None:
-        """Number of the outermost numbered block that holds the layer."""
-        models = {holder.name for holder in self.ancestors if _is_model(holder)}
-        for component in self.path.split("/")[:-1]:
-            match = _BLOCK_INDEX.search(component)
-            if match and component not in models:
-                return int(match.group(1))
-        return None
 
 
 class Selection(NamedTuple):
@@ -80,24 +35,6 @@ class Selection(NamedTuple):
     def layers(self) -> list[keras.layers.Layer]:
         """The layers to adapt, or those that are."""
         return [site.layer for site in self.adapted]
-
-
-def sites(model: keras.Model) -> list[Site]:
-    """Return every layer of a model once, in the model's order.
-
-    Paths do not begin with the model's own name, which Keras numbers anew for each
-    `Sequential()` of a process. Two layers of the same path are told apart by `#2`,
-    `#3`, … on the later ones.
-    """
-    found: list[Site] = []
-    taken: dict[str, int] = {}
-    for layer, ancestors in _walk(model, (), set()):
-        path = layer.path or "/".join([*(a.name for a in ancestors[1:]), layer.name])
-        path = path.removeprefix(f"{model.name}/")
-        taken[path] = taken.get(path, 0) + 1
-        unique = path if taken[path] == 1 else f"{path}#{taken[path]}"
-        found.append(Site(layer, unique, ancestors))
-    return found
 
 
 def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
@@ -142,30 +79,33 @@ def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
     return Selection(adapted, [site for site in everything if id(site.layer) in chosen])
 
 
-def select_paths(
+def select_addresses(
     model: keras.Model, adapted: Sequence[str], also_trained: Sequence[str]
 ) -> Selection:
-    """Return the layers of exactly these paths, each in the model's order.
+    """Return the layers of exactly these addresses, each in the model's order.
 
     Raises:
-        ValueError: A path is not in the model, or its layer cannot be adapted.
+        ValueError: An address is not in the model, or its layer cannot be adapted.
     """
-    by_path = {site.path: site for site in sites(model)}
-    for path in (*adapted, *also_trained):
-        if path not in by_path:
-            near = difflib.get_close_matches(path, by_path, n=1)
+    by_address = {site.address: site for site in sites(model)}
+    for address in (*adapted, *also_trained):
+        if address not in by_address:
+            near = difflib.get_close_matches(address, by_address, n=1)
             hint = f" Nearest: '{near[0]}'." if near else ""
-            raise ValueError(f"The model '{model.name}' has no layer '{path}'.{hint}")
-    for path in adapted:
-        if not by_path[path].linear:
-            raise ValueError(_unsupported_message(path, by_path[path]))
-        _require_adaptable(by_path[path])
-    chosen = [site for path, site in by_path.items() if path in adapted]
+            raise ValueError(
+                f"The model '{model.name}' has no layer '{address}'.{hint}"
+            )
+    for address in adapted:
+        site = by_address[address]
+        if not site.linear:
+            raise ValueError(_unsupported_message(address, site))
+        _require_adaptable(site)
+    chosen = [site for address, site in by_address.items() if address in adapted]
     _require_called(chosen)
     _require_own_kernels(chosen)
     return Selection(
         chosen,
-        [site for path, site in by_path.items() if path in also_trained],
+        [site for address, site in by_address.items() if address in also_trained],
     )
 
 
@@ -205,23 +145,34 @@ def _matching(
     if pattern in _GROUPS:
         matches = _GROUPS[pattern](model, everything)
     else:
-        matches = [site for site in everything if _matches(site, pattern)]
+        matches = _matches(everything, pattern)
     if not matches:
         raise ValueError(_no_match_message(pattern, option, everything))
     return matches
 
 
-def _matches(site: Site, pattern: str) -> bool:
+def _matches(everything: list[Site], pattern: str) -> list[Site]:
+    """Return the sites of a name, path, address, glob or expression, in this order."""
     if pattern.startswith("re:"):
-        return re.fullmatch(pattern[3:], site.path) is not None
+        whole = re.compile(pattern[3:]).fullmatch
+        return [site for site in everything if whole(site.path)]
+    exact = [site for site in everything if _is_called(site, pattern)]
+    if exact:
+        return exact
     if _GLOB_CHARACTERS & set(pattern):
-        return fnmatch.fnmatchcase(site.path, pattern) or fnmatch.fnmatchcase(
-            site.name, pattern
-        )
-    return (
-        pattern in (site.name, site.path, site.layer.path)
-        or "/" in pattern
-        and site.path.endswith(f"/{pattern}")
+        return [
+            site
+            for site in everything
+            if fnmatch.fnmatchcase(site.path, pattern)
+            or fnmatch.fnmatchcase(site.name, pattern)
+        ]
+    return [site for site in everything if site.address == pattern]
+
+
+def _is_called(site: Site, name: str) -> bool:
+    """Whether a layer has this name or path, or a path that ends in this one."""
+    return name in (site.name, site.path, site.layer.path) or (
+        "/" in name and site.path.endswith(f"/{name}")
     )
 
 
@@ -361,20 +312,6 @@ def _shortened(names: list[str], limit: int = 12) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:limit])
     more = f", … ({len(names)} in all)" if len(names) > limit else ""
     return f"[{shown}{more}]"
-
-
-def _walk(
-    layer: keras.layers.Layer,
-    ancestors: tuple[keras.layers.Layer, ...],
-    seen: set[int],
-) -> Iterator[tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]]:
-    for child in keras_internals.children(layer):
-        if id(child) in seen:
-            continue
-        seen.add(id(child))
-        holders = (*ancestors, layer)
-        yield child, holders
-        yield from _walk(child, holders, seen)
 
 
 def _ids(chosen: list[Site]) -> set[int]:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import keras
 
-from keras_randlora.adapt.targets import Selection, sites
+from keras_randlora.adapt.sites import sites
+from keras_randlora.adapt.targets import Selection
 from keras_randlora.config import RandLoRAConfig
 from keras_randlora.layers import RandLoRAAdapter, layout_of, named_weights
 from keras_randlora.tools import keras_internals
@@ -91,8 +92,8 @@ def adapter_shapes(
     shapes: dict[str, tuple[int, ...]] = {}
     updates = update_shapes(selection, config)
     for site, shape in zip(selection.adapted, updates, strict=True):
-        shapes[f"{site.path}/lambda"] = (shape.rank, shape.num_bases)
-        shapes[f"{site.path}/gamma"] = (shape.num_bases, shape.smaller)
+        shapes[f"{site.address}/lambda"] = (shape.rank, shape.num_bases)
+        shapes[f"{site.address}/gamma"] = (shape.num_bases, shape.smaller)
     extra = extra_variables(model, selection, config)
     return {**shapes, **{path: tuple(v.shape) for path, v in extra.items()}}
 
@@ -100,7 +101,7 @@ def adapter_shapes(
 def extra_variables(
     model: keras.Model, selection: Selection, config: RandLoRAConfig
 ) -> dict[str, keras.Variable]:
-    """Return the weights trained beside λ and γ, by path.
+    """Return the weights trained beside λ and γ, by address.
 
     Raises:
         ValueError: One of them is quantized.
@@ -122,7 +123,7 @@ def extra_variables(
             )
         for name, variable in named_weights(site.layer).items():
             if whole or (bias and name == "bias"):
-                extra[f"{site.path}/{name}"] = variable
+                extra[f"{site.address}/{name}"] = variable
     return extra
 
 

@@ -1,10 +1,10 @@
 """Adapter files: one `.safetensors` that any backend reads.
 
 The tensors are those of `get_adapter`. The header's metadata holds, as JSON, the
-format's version, the options, and the base's fingerprint: path and kernel shape of
-every adapted layer; and a checksum of all that and the tensors. Where the options say
-`basis="given"`, the bases stand in the file once, as `basis_a` and `basis_b`; else they
-follow from the options' seed.
+format's version, the options, address and kernel shape of every adapted layer, and what
+identifies the base (`files.base`); and a checksum of all that and the tensors. Where
+the options say `basis="given"`, the bases stand in the file once, as `basis_a` and
+`basis_b`; else they follow from the options' seed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from keras_randlora.adapt import (
     enable_with_config,
     given_bases,
     is_adapted,
-    select_paths,
+    select_addresses,
     sites,
     summary,
     warn_of_unsaved,
     warn_of_zero_update,
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig
+from keras_randlora.files.base import Base, base_of, warn_of_another_base
 from keras_randlora.files.weights import check_adapter, get_adapter, set_adapter
 from keras_randlora.layers import kernel_shape, stable_names
 from keras_randlora.tools import write_atomically
@@ -51,11 +52,13 @@ class AdapterFile(NamedTuple):
 
     Attributes:
         config: The options of the adaptation.
-        layers: Kernel shape of each adapted layer, by path.
-        also_trained: Paths of the layers trained as they are.
+        layers: Kernel shape of each adapted layer, by address.
+        also_trained: Addresses of the layers that are fully trained.
         tensors: The trained values, as `get_adapter` returns them.
         bases: `basis_a` of shape `(r, s)` and `basis_b` of shape `(l, n * r)`
             where they do not follow from the seed, else `None`.
+        base: What identifies the base; `None` in a file of version 1.0, which has
+            paths where newer ones have addresses.
     """
 
     config: RandLoRAConfig
@@ -63,6 +66,7 @@ class AdapterFile(NamedTuple):
     also_trained: tuple[str, ...]
     tensors: dict[str, np.ndarray]
     bases: Bases | None
+    base: Base | None = None
 
 
 def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -93,10 +97,11 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
     warn_of_unsaved(model, state.variables().values())
     file = AdapterFile(
         config=state.config,
-        layers={s.path: kernel_shape(s.layer) for s in state.selection.adapted},
-        also_trained=tuple(site.path for site in state.selection.also_trained),
+        layers={s.address: kernel_shape(s.layer) for s in state.selection.adapted},
+        also_trained=tuple(site.address for site in state.selection.also_trained),
         tensors=get_adapter(model),
         bases=given_bases(model),
+        base=base_of(model, state.selection.adapted),
     )
     write_adapter(file, path)
 
@@ -114,6 +119,8 @@ def write_adapter(file: AdapterFile, path: str | os.PathLike[str]) -> None:
         "layers": file.layers,
         "also_trained": file.also_trained,
     }
+    if file.base is not None:
+        header["base"] = file.base._asdict()
     header[CHECKSUM] = _checksum(header, tensors)
     # One entry: safetensors writes several in no fixed order.
     metadata = {FORMAT: json.dumps(header, sort_keys=True)}
@@ -147,17 +154,53 @@ def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
     >>> kr.load_adapter(fresh, "adapter.safetensors").layers[0].path
     'd'
     """
-    file = read_adapter(path)
+    file = adapter_for(model, path)
     if is_adapted(model):
         _require_same_adaptation(model, file, path)
         set_adapter(model, file.tensors)
+        _warn_of_another_base(model, file, path)
         return summary(model)
     require_same_base(model, file, path)
-    selection = select_paths(model, list(file.layers), file.also_trained)
+    selection = select_addresses(model, list(file.layers), file.also_trained)
     check_adapter(file.tensors, adapter_shapes(model, file.config, selection))
     report = enable_with_config(model, file.config, selection, bases=file.bases)
     set_adapter(model, file.tensors)
+    _warn_of_another_base(model, file, path)
     return report
+
+
+def _warn_of_another_base(model: keras.Model, file: AdapterFile, path: Any) -> None:
+    if file.base is not None:
+        adapted = adapted_state(model).selection.adapted
+        warn_of_another_base(model, adapted, file.base, path)
+
+
+def adapter_for(model: keras.Model, path: str | os.PathLike[str]) -> AdapterFile:
+    """Read an adapter file, with the addresses of a model's layers.
+
+    Version 1.0 wrote paths as Keras had them.
+
+    Raises:
+        ValueError: The file is damaged, or of another kind or version.
+        FileNotFoundError: There is no such file.
+    """
+    file = read_adapter(path)
+    if file.base is not None:
+        return file
+    addresses = {site.path: site.address for site in sites(model)}
+
+    def address(path: str) -> str:
+        return addresses.get(path, path)
+
+    def entry(key: str) -> str:
+        layer, _, name = key.rpartition("/")
+        return f"{address(layer)}/{name}"
+
+    return file._replace(
+        layers={address(path): shape for path, shape in file.layers.items()},
+        also_trained=tuple(map(address, file.also_trained)),
+        tensors={entry(key): array for key, array in file.tensors.items()},
+    )
 
 
 def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
@@ -245,6 +288,7 @@ def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
                 for layer, shape in header["layers"].items()
             },
             "also_trained": tuple(header["also_trained"]),
+            "base": Base(**header["base"]) if "base" in header else None,
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"'{path}' cannot be read as an adapter: {error}.") from error
@@ -256,7 +300,7 @@ def require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None:
     Raises:
         ValueError: Naming the first layer that is not there or differs.
     """
-    present = {site.path: site for site in sites(model)}
+    present = {site.address: site for site in sites(model)}
     for layer, shape in file.layers.items():
         if layer not in present or not present[layer].linear:
             raise ValueError(
@@ -273,7 +317,7 @@ def require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None:
 
 def _require_same_adaptation(model: keras.Model, file: AdapterFile, path: Any) -> None:
     state = adapted_state(model)
-    mine = {s.path: kernel_shape(s.layer) for s in state.selection.adapted}
+    mine = {s.address: kernel_shape(s.layer) for s in state.selection.adapted}
     for layer in sorted(set(mine) ^ set(file.layers)):
         where = "model" if layer in mine else "file"
         raise ValueError(

@@ -21,7 +21,7 @@ from keras_randlora.adapt import (
     require_plain,
     sites,
 )
-from keras_randlora.files.adapter import load_adapter, read_adapter, require_same_base
+from keras_randlora.files.adapter import adapter_for, load_adapter, require_same_base
 from keras_randlora.layers import (
     dense_kernel,
     held_arrays,
@@ -64,7 +64,7 @@ def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> No
     require_plain(model)
     for path, weight in adapters.items():
         _check_weight(path, weight)
-        require_same_base(model, read_adapter(path), path)
+        require_same_base(model, adapter_for(model, path), path)
     linear = [site.layer for site in sites(model) if site.linear]
     models = models_holding(model, linear)
     compiled = [holder for holder in models if holder.compiled]
@@ -110,18 +110,18 @@ def _add_all(changes: dict[str, Change]) -> None:
 
 def _changes(model: keras.Model, path: PathLike) -> dict[str, Change]:
     """Return what an adapter adds to each variable; the model is left as it was."""
-    trained = read_adapter(path).tensors
+    trained = adapter_for(model, path).tensors
     before = {
-        f"{site.path}/{name}": np.array(to_numpy(variable))
+        f"{site.address}/{name}": np.array(to_numpy(variable))
         for site in sites(model)
         for name, variable in named_weights(site.layer).items()
-        if f"{site.path}/{name}" in trained
+        if f"{site.address}/{name}" in trained
     }
     load_adapter(model, path)
     state = adapted_state(model)
     try:
         changes = {
-            f"{site.path}/kernel": Change(
+            f"{site.address}/kernel": Change(
                 site.layer, _wide(site.layer.randlora.update())
             )
             for site in shown(state.selection.adapted, f"Reading {path}", "layer")

@@ -1,11 +1,21 @@
-"""The optimizer's state in a file, to go on training from an adapter file."""
+"""The optimizer's state in a file, to resume training from an adapter file.
+
+| entry | what it is |
+|---|---|
+| `0`, `1`, … | the optimizer's variables in its order, but for learning rates |
+| `rate/0`, … | learning rates that are variables: a schedule has none |
+| `seed/0`, … | states of the model's random generators (dropout), in its order |
+
+The header names the trained entries, as `get_adapter` does, in the optimizer's order.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -13,17 +23,36 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from keras_randlora.adapt import adapted_state
-from keras_randlora.tools import write_atomically
+from keras_randlora.tools import keras_internals, to_numpy, write_atomically
 
 FORMAT = "keras-randlora-optimizer"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_RATE, _SEED = "rate", "seed"
+
+
+class _Saved(NamedTuple):
+    """The content of a file.
+
+    Attributes:
+        kind: The class of the optimizer.
+        trained: The trained entries in order, `None` in files of version 1.0.
+        state: The optimizer's variables but for learning rates.
+        rates: The learning rates.
+        seeds: The states of random generators, `None` in files of version 1.0.
+    """
+
+    kind: str
+    trained: list[str] | None
+    state: list[np.ndarray]
+    rates: list[np.ndarray]
+    seeds: list[np.ndarray] | None
 
 
 def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Write the state of an adapted model's optimizer.
+    """Write the state of an adapted model's optimizer, and of its random generators.
 
-    Together with `save_adapter`'s file it is all that is needed to go on training
-    exactly as if there had been no interruption.
+    Together with `save_adapter`'s file it is all that is needed to resume training
+    exactly as if there had been no interruption, dropout included.
 
     Args:
         model: An adapted, compiled model that has been fitted.
@@ -42,24 +71,31 @@ def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
     >>> kr.save_adapter(model, "adapter.safetensors")
     >>> kr.save_optimizer(model, "optimizer.safetensors")
     """
-    adapted_state(model)
+    trained = _trained(model)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None or not optimizer.built:
         raise ValueError(
             f"Model '{model.name}' has no optimizer state to save. Compile and fit it "
             "first."
         )
-    state: dict[str, Any] = {}
-    optimizer.save_own_variables(state)
-    header = {"version": FORMAT_VERSION, "optimizer": _kind(optimizer)}
-    arrays = {key: np.array(value, order="C") for key, value in state.items()}
-    for variable, (key, array) in zip(optimizer.variables, arrays.items(), strict=True):
-        if not np.isfinite(array.astype("float64")).all():
+    state, rates = _split(optimizer)
+    for variable in (*state, *rates):
+        if not np.isfinite(to_numpy(variable).astype("float64")).all():
             raise ValueError(
                 f"The optimizer's state '{variable.path}' holds values that are not "
-                f"finite (entry {key}). Go on from an earlier file."
+                "finite. Resume from an earlier file."
             )
-    data = save(arrays, metadata={FORMAT: json.dumps(header)})
+    arrays = {str(i): variable for i, variable in enumerate(state)}
+    arrays |= {f"{_RATE}/{i}": variable for i, variable in enumerate(rates)}
+    seeds = keras_internals.seed_states(model)
+    arrays |= {f"{_SEED}/{i}": variable for i, variable in enumerate(seeds)}
+    header = {
+        "version": FORMAT_VERSION,
+        "optimizer": _kind(optimizer),
+        "trained": trained,
+    }
+    held = {name: np.array(to_numpy(v), order="C") for name, v in arrays.items()}
+    data = save(held, metadata={FORMAT: json.dumps(header)})
     write_atomically(Path(path), data)
 
 
@@ -76,6 +112,10 @@ def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
             optimizer is unchanged.
         FileNotFoundError: There is no such file.
 
+    Warns:
+        UserWarning: The learning rate that the model was compiled with is replaced by
+            the saved one; or a rate and a schedule meet, and the compiled one stays.
+
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
     >>> _ = kr.enable_randlora(model, rank=2, targets="d")
@@ -87,32 +127,136 @@ def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
     >>> int(model.optimizer.iterations)
     1
     """
-    adapted_state(model)
+    trained = _trained(model)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
         raise ValueError(
             f"Model '{model.name}' has no optimizer. Call `model.compile(...)` first."
         )
-    kind, arrays = _read(Path(path))
+    saved = _read(Path(path))
     # Files of version 1.0 do not name what a LossScaleOptimizer wraps.
-    if kind not in (_kind(optimizer), type(optimizer).__name__):
+    if saved.kind not in (_kind(optimizer), type(optimizer).__name__):
         raise ValueError(
-            f"'{path}' holds the state of {kind}; the model is compiled with "
+            f"'{path}' holds the state of {saved.kind}; the model is compiled with "
             f"{_kind(optimizer)}."
         )
-    if not optimizer.built:
+    _require_same_trained(path, saved, trained)
+    was_built = optimizer.built
+    if not was_built:
         optimizer.build(model.trainable_variables)
-    expected = {
-        str(i): tuple(variable.shape) for i, variable in enumerate(optimizer.variables)
-    }
-    found = {key: array.shape for key, array in arrays.items()}
+    state, rates = _split(optimizer)
+    seeds = keras_internals.seed_states(model)
+    if saved.trained is None:
+        saved = _without_rates(saved, optimizer, rates)
+    try:
+        _require_same_shapes(path, "variables", state, saved.state)
+        if saved.seeds is not None:
+            _require_same_shapes(path, "random generators", seeds, saved.seeds)
+    except ValueError:
+        if not was_built:
+            keras_internals.forget_state(optimizer)
+        raise
+    for variable, array in zip(state, saved.state, strict=True):
+        variable.assign(array)
+    for variable, array in zip(seeds, saved.seeds or (), strict=False):
+        variable.assign(array)
+    _load_rates(path, optimizer, rates, saved.rates)
+
+
+def _load_rates(
+    path: Any,
+    optimizer: keras.optimizers.Optimizer,
+    rates: list[keras.Variable],
+    saved: list[np.ndarray],
+) -> None:
+    """Restore learning rates, and say what the compiled ones become."""
+    if len(rates) != len(saved):
+        was = "constant" if saved else "scheduled"
+        warnings.warn(
+            f"'{path}' was saved with a {was} learning rate. The one that the model is "
+            "compiled with stays; a schedule resumes at step "
+            f"{int(to_numpy(optimizer.iterations))}.",
+            stacklevel=3,
+        )
+        return
+    for variable, array in zip(rates, saved, strict=True):
+        before = float(to_numpy(variable))
+        variable.assign(array)
+        if not np.isclose(before, float(array), rtol=1e-6):
+            warnings.warn(
+                f"The learning rate is {float(array):g} again, as when '{path}' was "
+                f"saved; the model was compiled with {before:g}. For another one set "
+                "`model.optimizer.learning_rate` after `load_optimizer`.",
+                stacklevel=3,
+            )
+
+
+def _require_same_trained(path: Any, saved: _Saved, trained: list[str]) -> None:
+    """Refuse the state of other variables, even of the same shapes."""
+    if saved.trained is None or saved.trained == trained:
+        return
+    others = [a for a, b in zip(saved.trained, trained, strict=False) if a != b]
+    first = others[0] if others else sorted({*saved.trained} ^ {*trained})[0]
+    raise ValueError(
+        f"'{path}' belongs to an optimizer of other variables: it was saved for "
+        f"{len(saved.trained)} of them and the model trains {len(trained)}; the first "
+        f"that differs is '{first}'. Adapt the model as it was when saved."
+    )
+
+
+def _require_same_shapes(
+    path: Any, what: str, variables: list[keras.Variable], arrays: list[np.ndarray]
+) -> None:
+    found = [array.shape for array in arrays]
+    expected = [tuple(variable.shape) for variable in variables]
     if found != expected:
         raise ValueError(
             f"'{path}' belongs to an optimizer of other variables: it holds "
-            f"{len(found)} arrays, the model's optimizer has {len(expected)}, or their "
+            f"{len(found)} {what}, the model has {len(expected)}, or their "
             "shapes differ. Adapt and compile the model as it was when saved."
         )
-    optimizer.load_own_variables(arrays)
+
+
+def _without_rates(
+    saved: _Saved, optimizer: keras.optimizers.Optimizer, rates: list[keras.Variable]
+) -> _Saved:
+    """Take the learning rates out of the state of a file of version 1.0.
+
+    They stand there where the optimizer has them; of a compiled schedule, which has
+    none, that is after the count of steps.
+    """
+    places = [
+        i
+        for i, variable in enumerate(optimizer.variables)
+        if any(variable is rate for rate in rates)
+    ]
+    size = len(optimizer.variables)
+    if not places and len(saved.state) == size + 1 and saved.state[1].shape == ():
+        places, size = [1], size + 1
+    if len(saved.state) != size:  # it was saved with a schedule
+        return saved
+    return saved._replace(
+        state=[array for i, array in enumerate(saved.state) if i not in places],
+        rates=[saved.state[place] for place in places],
+    )
+
+
+def _split(
+    optimizer: keras.optimizers.Optimizer,
+) -> tuple[list[keras.Variable], list[keras.Variable]]:
+    """Return an optimizer's variables but for learning rates, and those."""
+    rates = {id(rate) for rate in keras_internals.rate_variables(optimizer)}
+    variables = optimizer.variables
+    return (
+        [variable for variable in variables if id(variable) not in rates],
+        [variable for variable in variables if id(variable) in rates],
+    )
+
+
+def _trained(model: keras.Model) -> list[str]:
+    """Return what the model trains, in its order, as `get_adapter` names it."""
+    names = {id(v): name for name, v in adapted_state(model).variables().items()}
+    return [names.get(id(v), v.path) for v in model.trainable_variables]
 
 
 def _kind(optimizer: keras.optimizers.Optimizer) -> str:
@@ -122,18 +266,33 @@ def _kind(optimizer: keras.optimizers.Optimizer) -> str:
     return kind if inner is None else f"{kind}({_kind(inner)})"
 
 
-def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+def _read(path: Path) -> _Saved:
     if not path.is_file():
         raise FileNotFoundError(f"There is no optimizer file '{path}'.")
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {})[FORMAT])
             arrays = {key: file.get_tensor(key) for key in file.keys()}
-        if header["version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {header['version']!r}")
-        return header["optimizer"], arrays
+        version = header["version"]
+        if version not in (1, FORMAT_VERSION):
+            raise ValueError(f"format version {version!r}")
+        return _Saved(
+            kind=header["optimizer"],
+            trained=header["trained"] if version > 1 else None,
+            state=_numbered(arrays, ""),
+            rates=_numbered(arrays, f"{_RATE}/"),
+            seeds=_numbered(arrays, f"{_SEED}/") if version > 1 else None,
+        )
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(
             f"'{path}' cannot be read as optimizer state written by keras_randlora "
             f"({error})."
         ) from error
+
+
+def _numbered(arrays: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:
+    """Return the entries `<prefix>0`, `<prefix>1`, …, as far as they go."""
+    found: list[np.ndarray] = []
+    while (name := f"{prefix}{len(found)}") in arrays:
+        found.append(arrays[name])
+    return found

@@ -21,7 +21,7 @@ from keras_randlora.adapt import (
     adapted_state,
     enable_with_config,
     require_plain,
-    select_paths,
+    select_addresses,
     warn_of_unsaved,
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig, TrainBias
@@ -99,7 +99,7 @@ def load(
         **_whole_state(folder, names, adapted),
     }
     config = _config_of(folder, adapted, state)
-    selection = select_paths(model, config.targets or (), config.also_train)
+    selection = select_addresses(model, config.targets or (), config.also_train)
     _require_complete(state, selection, config)
     bases = folder.bases or _drawn_bases(folder, adapted)
     report = enable_with_config(model, config, selection, bases=bases)
@@ -177,13 +177,13 @@ def save(
     folder = PeftFolder(
         config=config,
         factors={
-            module: (values[f"{site.path}/lambda"], values[f"{site.path}/gamma"])
+            module: (values[f"{site.address}/lambda"], values[f"{site.address}/gamma"])
             for module, site in adapted.items()
         },
         biases={
-            module: values[f"{site.path}/bias"].reshape(-1)
+            module: values[f"{site.address}/bias"].reshape(-1)
             for module, site in adapted.items()
-            if f"{site.path}/bias" in values
+            if f"{site.address}/bias" in values
         },
         weights=_whole_weights(values, whole),
         bases=_peft_bases(adapted.values()),
@@ -207,7 +207,7 @@ def _factor_state(folder: PeftFolder, adapted: Mapping[str, Site]) -> State:
                 f"{shape.inputs} by {shape.outputs} and r={shape.rank}, needs "
                 f"{expected[0]} and {expected[1]}."
             )
-        state[f"{site.path}/lambda"], state[f"{site.path}/gamma"] = lambda_, gamma
+        state[f"{site.address}/lambda"], state[f"{site.address}/gamma"] = lambda_, gamma
     return state
 
 
@@ -220,7 +220,7 @@ def _bias_state(folder: PeftFolder, adapted: Mapping[str, Site]) -> State:
                 "adapt."
             )
         site = adapted[module]
-        state[f"{site.path}/bias"] = _shaped_bias(f"{module}.bias", bias, site)
+        state[f"{site.address}/bias"] = _shaped_bias(f"{module}.bias", bias, site)
     return state
 
 
@@ -244,9 +244,9 @@ def _whole_state(
                 f"'{site.path}'."
             )
         if tensor == "bias":
-            state[f"{site.path}/bias"] = _shaped_bias(name, array, site)
+            state[f"{site.address}/bias"] = _shaped_bias(name, array, site)
         else:
-            state[f"{site.path}/kernel"] = _kernel(name, array, site)
+            state[f"{site.address}/kernel"] = _kernel(name, array, site)
     return state
 
 
@@ -254,12 +254,14 @@ def _require_complete(
     state: State, selection: Selection, config: RandLoRAConfig
 ) -> None:
     """Check that the folder holds all that is trained with these options, no more."""
-    trained = {f"{site.path}/{name}" for site in selection.adapted for name in _FACTORS}
+    trained: set[str] = set()
+    for site in selection.adapted:
+        trained |= {f"{site.address}/{name}" for name in _FACTORS}
     for site in selection.adapted:
         if config.train_bias == "adapted" and site.layer.bias is not None:
-            trained.add(f"{site.path}/bias")
+            trained.add(f"{site.address}/bias")
     for site in selection.also_trained:
-        trained |= {f"{site.path}/{name}" for name in named_weights(site.layer)}
+        trained |= {f"{site.address}/{name}" for name in named_weights(site.layer)}
     for name in sorted(trained - set(state)):
         raise ValueError(f"The adapter lacks what becomes '{name}' of the model.")
     for name in sorted(set(state) - trained):
@@ -295,7 +297,7 @@ def _config_of(
     folder: PeftFolder, adapted: Mapping[str, Site], state: State
 ) -> RandLoRAConfig:
     """Return the options; `targets` and `also_train` are paths."""
-    targets = tuple(site.path for site in adapted.values())
+    targets = tuple(site.address for site in adapted.values())
     trained = dict.fromkeys(name.rpartition("/")[0] for name in state)
     return RandLoRAConfig(
         rank=folder.rank,
@@ -339,11 +341,11 @@ def _whole_weights(values: State, whole: Mapping[str, Site]) -> State:
     """Return the layers that were trained whole, under the names of transformers."""
     weights = {}
     for module, site in whole.items():
-        kernel = values[f"{site.path}/kernel"]
+        kernel = values[f"{site.address}/kernel"]
         matrix = layout_of(site.layer).to_matrix(kernel)
         weights[f"{module}.weight"] = to_numpy(matrix).T
-        if f"{site.path}/bias" in values:
-            weights[f"{module}.bias"] = values[f"{site.path}/bias"].reshape(-1)
+        if f"{site.address}/bias" in values:
+            weights[f"{module}.bias"] = values[f"{site.address}/bias"].reshape(-1)
     return weights
 
 

@@ -335,6 +335,22 @@ def without_values() -> Iterator[None]:
 # Optimizers
 
 
+def rate_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Return the learning rates that are variables, of wrapped optimizers too."""
+    own = optimizer._learning_rate
+    found = [own] if isinstance(own, keras.Variable) else []
+    wrapped = getattr(optimizer, "inner_optimizer", None)
+    for inner in [wrapped] if wrapped else getattr(optimizer, "optimizers", ()):
+        found += rate_variables(inner)
+    return found
+
+
+def seed_states(model: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the states of a model's random generators, which calls change."""
+    weights = {id(weight) for weight in model.weights}
+    return [v for v in model.non_trainable_variables if id(v) not in weights]
+
+
 def schedule_of(optimizer: keras.optimizers.Optimizer) -> Any:
     """Return the learning-rate schedule of an optimizer, `None` without one."""
     rate = optimizer._learning_rate

@@ -11,7 +11,7 @@ from models import LLAMA
 
 import keras_randlora as kr
 from keras_randlora.adapt.hub_repairs import backbone_of, complete_config
-from keras_randlora.adapt.targets import select_paths
+from keras_randlora.adapt.targets import select_addresses
 
 TOKENS = {
     "token_ids": np.arange(1, 9, dtype="int32").reshape(2, 4),
@@ -71,7 +71,7 @@ def test_a_kernel_that_its_holder_reads_is_refused_by_name():
     with pytest.raises(ValueError, match=re.escape(message)):
         kr.enable_randlora(model, rank=2, targets="all-linear")
     with pytest.raises(ValueError, match="ffw_linear' cannot be adapted"):
-        select_paths(model, ["decoder_block_1/ffw_linear"], [])
+        select_addresses(model, ["decoder_block_1/ffw_linear"], [])
     exclude = ["ffw_gating", "ffw_gating_2", "ffw_linear"]
     report = kr.enable_randlora(model, rank=2, targets="all-linear", exclude=exclude)
     assert {layer.path.split("/")[1] for layer in report.layers} == {"attention"}

@@ -20,7 +20,7 @@ from models import (
 from test_diagnostics import tied
 
 import keras_randlora as kr
-from keras_randlora.adapt.targets import select, select_paths, sites
+from keras_randlora.adapt import select, select_addresses, sites
 
 ATTENTION = ["mixer/query", "mixer/key", "mixer/value", "mixer/attention_output"]
 
@@ -390,7 +390,7 @@ def test_paths_of_two_layers_with_one_kernel_are_refused():
     paths = [site.path for site in sites(model) if site.linear]
     assert len(paths) == 2
     with pytest.raises(ValueError, match="share one kernel"):
-        select_paths(model, paths, [])
+        select_addresses(model, paths, [])
 
 
 @pytest.mark.parametrize("thing", [layers.Dense(3), "model.keras", None], ids=str)
