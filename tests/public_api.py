@@ -27,8 +27,14 @@ def current():
             continue
         names |= {f"{name}({p})" for p in inspect.signature(value).parameters}
         if inspect.isclass(value):
-            names |= {f"{name}.{own}" for own in vars(value) if own[0] != "_"}
+            names |= {f"{name}.{own}" for own in _members(value) if own[0] != "_"}
     return names
+
+
+def _members(kind):
+    """Return what a class and its bases in the package define."""
+    ours = [base for base in kind.__mro__ if base.__module__.startswith(kr.__name__)]
+    return {name for base in ours for name in vars(base)}
 
 
 def released():

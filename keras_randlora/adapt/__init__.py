@@ -21,9 +21,7 @@ from keras_randlora.adapt.enable import (
     enable_randlora,
     enable_with_config,
 )
-from keras_randlora.adapt.guards import (
-    install_guards,
-)
+from keras_randlora.adapt.guards import before_training, install_guards
 from keras_randlora.adapt.hub_repairs import (
     backbone_of,
     complete_config,
@@ -76,6 +74,7 @@ __all__ = [
     "adapter_shapes",
     "backbone_of",
     "base_only",
+    "before_training",
     "complete_config",
     "disable_randlora",
     "enable_randlora",

@@ -7,6 +7,7 @@ adapted layer is guarded, however it came to it. Plain models see no difference.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from keras_randlora.adapt.state import find_state
 from keras_randlora.layers import RandLoRALayer, pass_gradients
 from keras_randlora.tools import keras_internals
 
+_ACTIONS: weakref.WeakKeyDictionary[keras.Model, Callable[[keras.Model], None]]
+_ACTIONS = weakref.WeakKeyDictionary()
 _MAKERS = ("make_train_function", "make_test_function", "make_predict_function")
 
 
@@ -28,6 +31,15 @@ def install_guards() -> None:
         if not hasattr(method, "guarded"):
             setattr(keras.Model, name, _guarded_maker(name, method))
     keras_internals.check_before_quantizing(_refuse_to_quantize)
+
+
+def before_training(model: keras.Model, action: Callable[[keras.Model], None]) -> None:
+    """Let `action(model)` run once, when `fit` or `train_on_batch` begins next.
+
+    Keras runs a model that was just compiled once more before its first step, which
+    draws random numbers on torch.
+    """
+    _ACTIONS[model] = action
 
 
 def guard_enable_lora(model: keras.Model) -> None:
@@ -75,6 +87,8 @@ def _adapted_layers(model: keras.Model) -> list[RandLoRALayer]:
 
 def _before_training(model: keras.Model) -> None:
     """Warn of what is seldom meant, and let gradients pass rounded inputs."""
+    if (action := _ACTIONS.pop(model, None)) is not None:
+        action(model)
     adapted = _adapted_layers(model)
     if not adapted:
         return

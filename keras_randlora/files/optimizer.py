@@ -4,7 +4,7 @@
 |---|---|
 | `0`, `1`, … | the optimizer's variables in its order, but for learning rates |
 | `rate/0`, … | learning rates that are variables: a schedule has none |
-| `seed/0`, … | states of the model's random generators (dropout), in its order |
+| `seed/0`, …, `seed/torch` | states of random generators, see `tools.seeds` |
 
 The header names the trained entries, as `get_adapter` does, in the optimizer's order.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from keras_randlora.adapt import adapted_state
-from keras_randlora.tools import keras_internals, to_numpy, write_atomically
+from keras_randlora.adapt import adapted_state, before_training
+from keras_randlora.tools import (
+    keras_internals,
+    random_states,
+    set_random_states,
+    to_numpy,
+    write_atomically,
+)
 
 FORMAT = "keras-randlora-optimizer"
 FORMAT_VERSION = 2
@@ -38,14 +45,14 @@ class _Saved(NamedTuple):
         trained: The trained entries in order, `None` in files of version 1.0.
         state: The optimizer's variables but for learning rates.
         rates: The learning rates.
-        seeds: The states of random generators, `None` in files of version 1.0.
+        seeds: The states of random generators by name, `None` in files of version 1.0.
     """
 
     kind: str
     trained: list[str] | None
     state: list[np.ndarray]
     rates: list[np.ndarray]
-    seeds: list[np.ndarray] | None
+    seeds: dict[str, np.ndarray] | None
 
 
 def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -87,8 +94,8 @@ def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
             )
     arrays = {str(i): variable for i, variable in enumerate(state)}
     arrays |= {f"{_RATE}/{i}": variable for i, variable in enumerate(rates)}
-    seeds = keras_internals.seed_states(model)
-    arrays |= {f"{_SEED}/{i}": variable for i, variable in enumerate(seeds)}
+    for name, array in random_states(model).items():
+        arrays[f"{_SEED}/{name}"] = array
     header = {
         "version": FORMAT_VERSION,
         "optimizer": _kind(optimizer),
@@ -145,20 +152,21 @@ def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
     if not was_built:
         optimizer.build(model.trainable_variables)
     state, rates = _split(optimizer)
-    seeds = keras_internals.seed_states(model)
     if saved.trained is None:
         saved = _without_rates(saved, optimizer, rates)
     try:
-        _require_same_shapes(path, "variables", state, saved.state)
+        _require_same_shapes(state, saved.state)
         if saved.seeds is not None:
-            _require_same_shapes(path, "random generators", seeds, saved.seeds)
-    except ValueError:
+            set_random_states(model, saved.seeds)
+            before_training(model, partial(set_random_states, states=saved.seeds))
+    except ValueError as error:
         if not was_built:
             keras_internals.forget_state(optimizer)
-        raise
+        raise ValueError(
+            f"'{path}' does not fit model '{model.name}': {error}. Adapt and compile "
+            "the model as it was when saved."
+        ) from error
     for variable, array in zip(state, saved.state, strict=True):
-        variable.assign(array)
-    for variable, array in zip(seeds, saved.seeds or (), strict=False):
         variable.assign(array)
     _load_rates(path, optimizer, rates, saved.rates)
 
@@ -205,15 +213,14 @@ def _require_same_trained(path: Any, saved: _Saved, trained: list[str]) -> None:
 
 
 def _require_same_shapes(
-    path: Any, what: str, variables: list[keras.Variable], arrays: list[np.ndarray]
+    variables: list[keras.Variable], arrays: list[np.ndarray]
 ) -> None:
     found = [array.shape for array in arrays]
     expected = [tuple(variable.shape) for variable in variables]
     if found != expected:
         raise ValueError(
-            f"'{path}' belongs to an optimizer of other variables: it holds "
-            f"{len(found)} {what}, the model has {len(expected)}, or their "
-            "shapes differ. Adapt and compile the model as it was when saved."
+            f"it belongs to an optimizer of other variables: it holds {len(found)} "
+            f"arrays, the model's optimizer has {len(expected)}, or their shapes differ"
         )
 
 
@@ -281,13 +288,23 @@ def _read(path: Path) -> _Saved:
             trained=header["trained"] if version > 1 else None,
             state=_numbered(arrays, ""),
             rates=_numbered(arrays, f"{_RATE}/"),
-            seeds=_numbered(arrays, f"{_SEED}/") if version > 1 else None,
+            seeds=_seeds(arrays) if version > 1 else None,
         )
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(
             f"'{path}' cannot be read as optimizer state written by keras_randlora "
             f"({error})."
         ) from error
+
+
+def _seeds(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the entries `seed/<name>` by name."""
+    prefix = f"{_SEED}/"
+    return {
+        key.removeprefix(prefix): array
+        for key, array in arrays.items()
+        if key.startswith(prefix)
+    }
 
 
 def _numbered(arrays: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:

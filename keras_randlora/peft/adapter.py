@@ -63,7 +63,7 @@ def load(
         directory: A folder with `adapter_config.json` and
             `adapter_model.safetensors`.
         name_map: Paths of modules in transformers by layer path, for layers that
-            `keras_randlora.peft_names` has no table for.
+            `keras_randlora.peft.names` has no table for.
 
     Returns:
         A `Report` of the adapted layers and the counts.
@@ -128,7 +128,7 @@ def save(
         model: A model adapted by `enable_randlora` or `load`.
         directory: The folder to create.
         name_map: Paths of modules in transformers by layer path, for layers that
-            `keras_randlora.peft_names` has no table for.
+            `keras_randlora.peft.names` has no table for.
         prefix: What stands before the backbone's modules in the transformers model,
             such as `"model."`. Default: as in the model with a head for a keras-hub
             task (`AutoModelForCausalLM`), as in the bare one for a backbone

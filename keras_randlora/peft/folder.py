@@ -8,7 +8,7 @@
 λ is `base_model.model.<module>.randlora_lambda` `(r, n)`, γ `….randlora_gamma`
 `(n, s)`. A is `randlora_A` `(r, 1, s_max)`, B is `randlora_B` `(l_max, n_max, r)`;
 flattened to `(l_max, n_max * r)`, B has the columns in the order of
-`keras_randlora.update`. PEFT writes both below each module and once more below
+`keras_randlora.update.formula`. PEFT writes both below each module and once more below
 `base_model`, and reads them from any one module; here they are written below the first.
 """
 

@@ -12,8 +12,8 @@ A block of a transformer keeps, in numbers for each token:
 
 At the peak, when the backward pass begins, all of this lives beside the outputs, their
 log-softmax and the gradients of both. Adapted layers keep their input and nothing else,
-see `keras_randlora.product`. A rematerialized block keeps its input only, and one block
-at a time the rest. What comes before the first adapted block keeps nothing.
+see `keras_randlora.layers.product`. A rematerialized block keeps its input only, and
+one block at a time the rest. What comes before the first adapted block keeps nothing.
 """
 
 from __future__ import annotations

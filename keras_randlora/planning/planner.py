@@ -119,8 +119,8 @@ def plan(
 
     Weights, bases, adapter, gradients and optimizer are exact. Activations follow from
     the layers of each block and what the backend keeps of them, see
-    `keras_randlora.activations`. Training is next-token prediction where keras-hub has
-    a causal language model for the backbone.
+    `keras_randlora.planning.activations`. Training is next-token prediction where
+    keras-hub has a causal language model for the backbone.
 
     Args:
         model: A plain built model; or a keras-hub preset of which only the

@@ -17,6 +17,7 @@ from keras_randlora.tools.checks import (
 )
 from keras_randlora.tools.markup import html_table
 from keras_randlora.tools.progress import shown
+from keras_randlora.tools.seeds import random_states, set_random_states
 from keras_randlora.tools.sizes import bytes_of, in_words, item_size
 from keras_randlora.tools.tracing import in_graph, is_traced, traced_apart
 
@@ -32,9 +33,11 @@ __all__ = [
     "keras_internals",
     "one_of",
     "positive_integer",
+    "random_states",
     "real_number",
     "replacing",
     "reshape",
+    "set_random_states",
     "shown",
     "to_numpy",
     "traced_apart",
