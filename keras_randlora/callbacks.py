@@ -21,7 +21,7 @@ from keras_randlora.files import (
     save_optimizer,
 )
 from keras_randlora.layers import dense_kernel
-from keras_randlora.tools import one_of, positive_integer, to_numpy
+from keras_randlora.tools import local_path, one_of, positive_integer, to_numpy
 
 EPOCH = "epoch"
 MODES = ("auto", "min", "max")
@@ -136,7 +136,7 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
 
     def _path(self, logs: Mapping[str, Any], **fields: int) -> Path:
         try:
-            return Path(
+            return local_path(
                 self.path.format(**{**logs, "epoch": self._epoch + 1, **fields})
             )
         except KeyError as error:

@@ -27,7 +27,7 @@ from keras_randlora.files import (
     save_adapter,
 )
 from keras_randlora.peft import read_folder, require_free
-from keras_randlora.tools import replacing
+from keras_randlora.tools import local_path, replacing
 
 PROGRAM = "keras-randlora"
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def info(arguments: argparse.Namespace) -> None:
     """Print what an adapter file or a PEFT folder holds."""
-    path = Path(arguments.file)
+    path = local_path(arguments.file)
     if path.is_dir():
         _info_of_folder(path)
     else:
@@ -74,7 +74,7 @@ def info(arguments: argparse.Namespace) -> None:
 
 def merge(arguments: argparse.Namespace) -> None:
     """Fold adapters into a model and save it as a plain one."""
-    output = Path(arguments.output)
+    output = local_path(arguments.output)
     adapters: dict[PathLike, float] = dict(map(_weighted, arguments.adapter))
     if len(adapters) < len(arguments.adapter):
         raise ValueError("An adapter is named twice: give it once, with one weight.")
@@ -99,7 +99,7 @@ def merge(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Write the merged model in a format of another runtime."""
-    output = Path(arguments.output)
+    output = local_path(arguments.output)
     _require_free(output, arguments.overwrite)
     _require_suffix(output, FORMATS[arguments.format].suffix)
     read_adapter(arguments.adapter)
@@ -117,13 +117,13 @@ def convert(arguments: argparse.Namespace) -> None:
     if arguments.from_peft:
         output = checked_suffix(arguments.output)
         _require_free(output, arguments.overwrite)
-        read_folder(Path(arguments.from_peft))
+        read_folder(local_path(arguments.from_peft))
         model = _load(arguments)
         _say(peft.load(model, arguments.from_peft))
         save_adapter(model, arguments.output)
         _say(f"Wrote {arguments.output}.")
     else:
-        require_free(Path(arguments.to_peft), arguments.overwrite)
+        require_free(local_path(arguments.to_peft), arguments.overwrite)
         read_adapter(arguments.adapter)
         model = _load(arguments)
         _say(load_adapter(model, arguments.adapter))

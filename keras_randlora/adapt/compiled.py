@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_randlora.adapt.holders import update_holders
 from keras_randlora.adapt.sites import sites
 from keras_randlora.tools import keras_internals
 
@@ -75,10 +76,15 @@ def put_back(functions: Sequence[CompiledFunction]) -> None:
         setattr(function.model, function.name, function.function)
 
 
-def forget_functions(
+def follow_changes(
     models: Sequence[keras.Model], layers: Sequence[keras.layers.Layer]
 ) -> None:
-    """Forget traces of the former layers, and list the variables anew on torch."""
+    """Let models follow a change of layers that they hold.
+
+    Traces of the former layers are forgotten, variables listed anew on torch, and the
+    layers between get the class that they need in files.
+    """
+    update_holders(models)
     for function in compiled_functions(models):
         setattr(function.model, function.name, None)
     if keras.backend.backend() == "torch":

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_randlora.adapt.compiled import (
-    forget_functions,
+    follow_changes,
     models_holding,
     renew_optimizers,
     require_new_compile,
@@ -37,7 +37,7 @@ from keras_randlora.adapt.trainable import (
     update_shapes,
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig
-from keras_randlora.layers import RandLoRALayer, adapted_class, float_policy
+from keras_randlora.layers import Adaptation, RandLoRALayer, adapt_layer, float_policy
 from keras_randlora.tools import shown
 from keras_randlora.update import BasisBank, GivenBasisBank, bank_for
 
@@ -150,7 +150,7 @@ def enable_with_config(
         train_only(model, extra)
         remember(model, state)
         undo.pop_all()
-    forget_functions(models, selection.layers)
+    follow_changes(models, selection.layers)
     require_new_compile(models)
     return summary(model)
 
@@ -176,7 +176,7 @@ def disable_randlora(model: keras.Model) -> None:
     layers = state.selection.layers
     models = models_holding(model, layers)
     make_plain(layers)
-    forget_functions(models, layers)
+    follow_changes(models, layers)
     forget(model, state.was_trainable)
     renew_optimizers(models)
 
@@ -209,6 +209,6 @@ def _bank_for(
 
 
 def _attach_all(selection: Selection, config: RandLoRAConfig, bank: BasisBank) -> None:
+    adaptation = Adaptation(config.layer_options, config.trains_adapted_biases, bank)
     for site in shown(selection.adapted, "Adapting", "layer"):
-        site.layer.__class__ = adapted_class(type(site.layer))
-        site.layer.attach(config.layer_options, bank, config.trains_adapted_biases)
+        adapt_layer(site.layer, adaptation)

@@ -9,7 +9,7 @@ import keras
 
 from keras_randlora.adapt.compiled import (
     compiled_functions,
-    forget_functions,
+    follow_changes,
     models_holding,
     put_back,
     renew_optimizers,
@@ -77,7 +77,7 @@ def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
     finally:
         if not all(isinstance(layer, RandLoRALayer) for layer in layers):
             state.block = HALF_MERGED
-        forget_functions(models, layers)
+        follow_changes(models, layers)
     forget(model, state.was_trainable)
     renew_optimizers(models)
 
@@ -110,7 +110,7 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
     functions = compiled_functions(models)
     with contextlib.ExitStack() as undo:
         undo.callback(put_back, functions)
-        undo.callback(forget_functions, models, layers)
+        undo.callback(follow_changes, models, layers)
         for layer in shown(layers, "Merging", "layer"):
             undo.callback(hold, layer, held_arrays(layer))
             undo.callback(layer.reattach, layer.attachment())
@@ -118,7 +118,7 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
             layer.detach()
             write_kernel(layer, kernel)
         undo.enter_context(in_block(model, state, MERGED))
-        forget_functions(models, layers)
+        follow_changes(models, layers)
         yield model
 
 

@@ -26,6 +26,7 @@ from keras_randlora.adapt.trainable import (
 )
 from keras_randlora.config import RandLoRAConfig
 from keras_randlora.layers import RandLoRALayer, pass_gradients, restore_rounding
+from keras_randlora.update import BasisBank
 
 Bases = tuple[np.ndarray, np.ndarray]
 MERGED = "merged"
@@ -43,6 +44,7 @@ class AdaptedState:
         extra: The variables trained beside λ and γ, by address.
         was_trainable: What was trainable before.
         block: `MERGED` within `merged`, `HALF_MERGED` after an interrupted merge.
+        hook: What takes the model's hook off, on torch.
     """
 
     config: RandLoRAConfig
@@ -50,6 +52,12 @@ class AdaptedState:
     extra: dict[str, keras.Variable]
     was_trainable: list[TrainableFlag]
     block: str | None = None
+    hook: Any = None
+
+    def banks(self) -> list[BasisBank]:
+        """Return the banks of bases, usually one."""
+        banks = (site.layer.bank for site in self.selection.adapted)
+        return list({id(bank): bank for bank in banks}.values())
 
     def variables(self) -> dict[str, keras.Variable]:
         """Return λ and γ of every adapted layer and the extra ones, by address."""
@@ -68,6 +76,19 @@ def remember(model: keras.Model, state: AdaptedState) -> None:
             layer.randlora.enabled_on = weakref.ref(model)
     for site in sites(model):
         pass_gradients(site.layer)
+    if keras.backend.backend() == "torch" and state.hook is None:
+        state.hook = model.register_load_state_dict_post_hook(_after_load_state_dict)
+
+
+def _after_load_state_dict(model: keras.Model, incompatible_keys: Any) -> None:
+    """Refuse the bases of another seed in a state dict of torch; ours are put back."""
+    state: AdaptedState | None = getattr(model, _MEMORY, None)
+    for bank in state.banks() if state and not state.block else ():
+        try:
+            bank.require_own_bases()
+        except ValueError:
+            bank.restore()
+            raise
 
 
 def forget(model: keras.Model, flags: list[TrainableFlag]) -> None:
@@ -77,7 +98,10 @@ def forget(model: keras.Model, flags: list[TrainableFlag]) -> None:
     for layer in inside:
         restore_rounding(layer)
     for layer in (model, *inside):
-        if _MEMORY in vars(layer):
+        memory: AdaptedState | None = vars(layer).get(_MEMORY)
+        if memory is not None:
+            if memory.hook is not None:
+                memory.hook.remove()
             delattr(layer, _MEMORY)
 
 
@@ -154,6 +178,8 @@ def adapted_state(model: keras.Model, *, half_merged: bool = False) -> AdaptedSt
             f"Model '{model.name}' is inside a `{block}(model)` block. Leave the "
             "block first."
         )
+    for bank in state.banks():
+        bank.require_own_bases()
     return state
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_randlora.analysis.loss_plane import LossPlane
+from keras_randlora.tools import local_path
 
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -182,7 +183,7 @@ def _save(figure: Any, axes: Any, path: Path, title: str) -> None:
 
 
 def _checked(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
-    path = Path(path)
+    path = local_path(path)
     if path.suffix not in suffixes:
         raise ValueError(
             f"A picture's file ends in one of {', '.join(suffixes)}. "

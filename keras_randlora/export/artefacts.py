@@ -34,7 +34,13 @@ from keras_randlora.adapt import (
     warn_of_zero_update,
 )
 from keras_randlora.export.saved_model import to_litert, to_onnx, to_openvino
-from keras_randlora.tools import bytes_of, keras_internals, replacing, to_numpy
+from keras_randlora.tools import (
+    bytes_of,
+    keras_internals,
+    local_path,
+    replacing,
+    to_numpy,
+)
 
 _LARGEST_MESSAGE = 2**31 - 1
 
@@ -170,7 +176,7 @@ def export_merged(
     """
     state = adapted_state(model)
     warn_of_zero_update(model, state.selection.adapted)
-    path = Path(path)
+    path = local_path(path)
     _check_request(model, path, format, overwrite)
     kind = FORMATS[format]
     elsewhere = kind.backend not in (None, keras.backend.backend())

@@ -39,7 +39,7 @@ from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.files.base import Base, base_of, warn_of_another_base
 from keras_randlora.files.weights import check_adapter, get_adapter, set_adapter
 from keras_randlora.layers import kernel_shape, stable_names
-from keras_randlora.tools import write_atomically
+from keras_randlora.tools import local_path, write_atomically
 
 FORMAT = "keras-randlora-adapter"
 FORMAT_VERSION = 1
@@ -210,7 +210,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
         ValueError: The file is damaged, or of another kind or version.
         FileNotFoundError: There is no such file.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no adapter file '{path}'.")
     try:
@@ -370,7 +370,7 @@ def checked_suffix(path: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: It does not end in `.safetensors`.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.suffix != ".safetensors":
         raise ValueError(
             f"An adapter file's name ends in '.safetensors'. Received: '{path}'."

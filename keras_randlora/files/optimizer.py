@@ -26,6 +26,7 @@ from safetensors.numpy import save
 from keras_randlora.adapt import adapted_state, before_training
 from keras_randlora.tools import (
     keras_internals,
+    local_path,
     random_states,
     set_random_states,
     to_numpy,
@@ -78,6 +79,7 @@ def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
     >>> kr.save_adapter(model, "adapter.safetensors")
     >>> kr.save_optimizer(model, "optimizer.safetensors")
     """
+    path = local_path(path)
     trained = _trained(model)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None or not optimizer.built:
@@ -103,7 +105,7 @@ def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
     }
     held = {name: np.array(to_numpy(v), order="C") for name, v in arrays.items()}
     data = save(held, metadata={FORMAT: json.dumps(header)})
-    write_atomically(Path(path), data)
+    write_atomically(path, data)
 
 
 def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -140,7 +142,7 @@ def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"Model '{model.name}' has no optimizer. Call `model.compile(...)` first."
         )
-    saved = _read(Path(path))
+    saved = _read(local_path(path))
     # Files of version 1.0 do not name what a LossScaleOptimizer wraps.
     if saved.kind not in (_kind(optimizer), type(optimizer).__name__):
         raise ValueError(

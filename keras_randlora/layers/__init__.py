@@ -5,12 +5,13 @@ options of one layer. Out: the layer with λ and γ, its product, and what stand
 a weights file.
 """
 
-from keras_randlora.layers.adapted import Attachment, RandLoRALayer
+from keras_randlora.layers.adapted import Adaptation, RandLoRALayer, adaptation_of
 from keras_randlora.layers.adapter import RandLoRAAdapter
 from keras_randlora.layers.counts import parameter_count
 from keras_randlora.layers.kinds import (
     RandLoRADense,
     RandLoRAEinsumDense,
+    adapt_layer,
     adapted_class,
     is_linear,
     kind_name,
@@ -31,11 +32,13 @@ from keras_randlora.layers.straight_through import pass_gradients, restore_round
 from keras_randlora.layers.variable_names import named_weights, stable_names
 
 __all__ = [
-    "Attachment",
+    "Adaptation",
     "RandLoRAAdapter",
     "RandLoRADense",
     "RandLoRAEinsumDense",
     "RandLoRALayer",
+    "adapt_layer",
+    "adaptation_of",
     "adapted_class",
     "dense_kernel",
     "float_policy",

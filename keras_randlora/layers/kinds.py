@@ -6,9 +6,20 @@ from typing import Any
 
 import keras
 
-from keras_randlora.layers.adapted import RandLoRALayer, adaptation_of, built_with
-from keras_randlora.layers.quantized import kernel_shape
-from keras_randlora.update import KernelLayout, dense_layout, einsum_layout
+from keras_randlora.layers.adapted import (
+    Adaptation,
+    RandLoRALayer,
+    adaptation_of,
+    built_with,
+)
+from keras_randlora.layers.quantized import float_policy, kernel_shape
+from keras_randlora.update import (
+    KernelLayout,
+    UpdateShape,
+    bank_for,
+    dense_layout,
+    einsum_layout,
+)
 
 _KINDS: dict[type[keras.layers.Layer], type[RandLoRALayer]] = {}
 _OF_SUBCLASSES: dict[type[keras.layers.Layer], type[RandLoRALayer]] = {}
@@ -72,6 +83,22 @@ def adapted_class(plain: type[keras.layers.Layer]) -> type[RandLoRALayer] | None
     if plain not in _OF_SUBCLASSES:
         _OF_SUBCLASSES[plain] = _of_subclass(plain, _KINDS[known])
     return _OF_SUBCLASSES[plain]
+
+
+def adapt_layer(layer: keras.layers.Layer, adaptation: Adaptation) -> None:
+    """Make a built plain layer an adapted one, in place.
+
+    Raises:
+        ValueError: It is of no kind that can be adapted.
+    """
+    kind = adapted_class(type(layer))
+    if kind is None:
+        raise ValueError(f"A layer of type {kind_name(layer)} has no linear kernel.")
+    layer.__class__ = kind
+    options, train_bias, bank = adaptation
+    shape = UpdateShape.of_layout(layout_of(layer), options)
+    own = bank or bank_for([shape], options, float_policy(layer))
+    layer.attach(options, own, train_bias, shares_bank=bank is not None)
 
 
 def layout_of(layer: keras.layers.Layer) -> KernelLayout:

@@ -56,6 +56,7 @@ def write_adapter(layer: RandLoRALayer, saved: Any) -> None:
         saved: The group; takes arrays by name.
     """
     adapter = layer.randlora
+    adapter.bank.require_own_bases()
     saved["options"] = np.frombuffer(json.dumps(_origin(layer)).encode(), "uint8")
     saved["lambda"] = to_numpy(adapter.lambda_)
     saved["gamma"] = to_numpy(adapter.gamma)

@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -35,7 +34,7 @@ from keras_randlora.peft.folder import (
     write_folder,
 )
 from keras_randlora.peft.names import ModuleNames
-from keras_randlora.tools import to_numpy
+from keras_randlora.tools import local_path, to_numpy
 from keras_randlora.update import UpdateShape
 
 _TRAIN_BIAS: dict[str, TrainBias] = {"none": "none", "randlora_only": "adapted"}
@@ -90,7 +89,7 @@ def load(
     12
     """
     require_plain(model)
-    folder = read_folder(Path(directory))
+    folder = read_folder(local_path(directory))
     names = ModuleNames(model, name_map)
     adapted = names.sites(folder.factors)
     state = {
@@ -153,7 +152,7 @@ def save(
     >>> sorted(os.listdir("adapter"))
     ['adapter_config.json', 'adapter_model.safetensors']
     """
-    directory = Path(directory)
+    directory = local_path(directory)
     require_free(directory, overwrite)
     state = adapted_state(model)
     names = ModuleNames(model, name_map, prefix)

@@ -10,6 +10,7 @@ from keras_randlora.tools.arrays import cast, reshape, to_numpy, transpose
 from keras_randlora.tools.atomic import replacing, write_atomically
 from keras_randlora.tools.checks import (
     finite_number,
+    local_path,
     one_of,
     positive_integer,
     real_number,
@@ -31,6 +32,7 @@ __all__ = [
     "is_traced",
     "item_size",
     "keras_internals",
+    "local_path",
     "one_of",
     "positive_integer",
     "random_states",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -62,6 +65,23 @@ def finite_number(name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise ValueError(f"`{name}` must be finite. Received: {name}={value}.")
     return number
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a local file or folder.
+
+    Raises:
+        ValueError: It is the URL of a bucket or a hub, which `Path` would make a local
+            folder of.
+    """
+    text = os.fspath(path)
+    if match := re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+)://", text):
+        raise ValueError(
+            f"Files are read and written on local disks only, not on '{match[1]}://'. "
+            "Save to a local path and copy the file, or mount the bucket. Received: "
+            f"'{text}'."
+        )
+    return Path(text)
 
 
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:

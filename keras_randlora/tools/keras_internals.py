@@ -107,6 +107,14 @@ def is_complete(model: Any) -> bool:
     return hasattr(model, "_layers")
 
 
+def writes_its_layers(model: keras.Model) -> bool:
+    """Return whether a model's configuration holds those of its layers."""
+    from keras.src.models.functional import Functional
+
+    writers = (Functional.get_config, keras.Sequential.get_config)
+    return type(model).get_config in writers
+
+
 @contextlib.contextmanager
 def unlocked(layer: keras.layers.Layer) -> Iterator[None]:
     """Let state be added to a built layer for the time of the block."""

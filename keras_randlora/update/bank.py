@@ -28,6 +28,7 @@ from keras_randlora.update.formula import UpdateShape, pair_size
 from keras_randlora.update.gradient import computed_after
 
 Array = Any
+_SAMPLE = 32  # rows and columns of a basis that tell it from another one
 
 
 @keras.saving.register_keras_serializable(package="keras_randlora")
@@ -102,7 +103,10 @@ class BasisBank(keras.layers.Layer):
         for name, values in held.items():
             setattr(self, name, self._frozen(name, values))
         self._names = tuple(held)
+        self._samples = tuple(values[:_SAMPLE, :_SAMPLE] for values in held.values())
         self.built = True
+        if not self.given:
+            self._guard()
 
     @property
     def size(self) -> PairSize:
@@ -204,6 +208,43 @@ class BasisBank(keras.layers.Layer):
         if self._is_sparse(self.stored()):
             return sparse_operations(*sides, self.spec)
         return self.spec.kind.operations(*sides)
+
+    def require_own_bases(self) -> None:
+        """Check that stored bases are those of the seed.
+
+        Raises:
+            ValueError: Others were written into the variables, past this package.
+        """
+        for name, sample in zip(self._names, self._samples, strict=True):
+            if not self.given:
+                self._require_own(name, sample, getattr(self, name).value)
+
+    def restore(self) -> None:
+        """Put the drawn bases back, whatever was written into the variables."""
+        for name, values in self.draw_stored().items():
+            getattr(self, name).assign(values)
+
+    def _guard(self) -> None:
+        """Let weight lists and state trees assign no bases of another seed."""
+        for name, sample in zip(self._names, self._samples, strict=True):
+            variable = getattr(self, name)
+            variable.assign = _Checked(self, name, sample, variable.assign)
+
+    def _require_own(self, name: str, sample: np.ndarray, values: Array) -> None:
+        shape = tuple(getattr(self, name).shape)
+        if keras_internals.in_stateless_scope() or tuple(values.shape) != shape:
+            return  # no values yet, or refused by the variable
+        rows, columns = sample.shape
+        found = to_numpy(ops.cast(values[:rows, :columns], "float32"))
+        own = to_numpy(ops.cast(ops.cast(sample, self._held_dtype), "float32"))
+        if not np.array_equal(found, own):
+            raise ValueError(
+                f"`{name}` of '{self.name}' follows from seed={self.spec.seed} and "
+                f"basis={self.spec.basis!r}; these are the values of other bases. λ "
+                "and γ that were trained with them mean another update here. Enable "
+                "RandLoRA with the seed and basis of their model, or copy with "
+                "`get_adapter` and `set_adapter`."
+            )
 
     def save_own_variables(self, store: Any) -> None:
         """Write nothing: the bases follow from the seed."""
@@ -360,6 +401,23 @@ def bank_for(
         name="randlora_bank",
         dtype=dtype,
     )
+
+
+class _Checked:
+    """`assign` of a variable of a bank, which first looks at the values."""
+
+    def __init__(
+        self, bank: BasisBank, name: str, sample: np.ndarray, assign: Any
+    ) -> None:
+        self.bank = weakref.ref(bank)
+        self.name, self.sample, self.assign = name, sample, assign
+
+    def __call__(self, value: Any) -> Any:
+        bank = self.bank()
+        if bank is not None:
+            values = ops.convert_to_tensor(value)
+            bank._require_own(self.name, self.sample, values)
+        return self.assign(value)
 
 
 class _Values(keras.initializers.Initializer):
