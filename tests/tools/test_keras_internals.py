@@ -1,0 +1,265 @@
+"""Each private name of Keras that we rely on does what we rely on."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from backend import BACKEND, as_numpy
+from keras import layers
+
+from keras_randlora.tools import keras_internals as internals
+
+
+def dense(**options):
+    layer = layers.Dense(4, name="d", **options)
+    layer.build((None, 6))
+    return layer
+
+
+def model_of(*held):
+    return keras.Sequential([keras.Input((6,)), *held], name="model")
+
+
+def test_the_kernel_is_the_variable():
+    layer = dense()
+    assert internals.kernel_variable(layer) is layer.kernel
+
+
+def test_own_variables_are_not_the_childrens():
+    model = model_of(dense())
+    assert internals.own_variables(model) == []
+    own = internals.own_variables(model.layers[0])
+    assert [v.name for v in own] == ["kernel", "bias"]
+    own[0].trainable = False
+    assert internals.own_trainable_variables(model.layers[0]) == own
+
+
+def test_a_layers_own_flag_is_set_alone():
+    model = model_of(dense())
+    internals.set_own_flag(model, False)
+    assert not internals.own_flag(model) and internals.own_flag(model.layers[0])
+
+
+def test_children_and_all_layers_below():
+    inner = model_of(dense())
+    outer = keras.Sequential([keras.Input((6,)), inner, layers.Dense(2, name="e")])
+    assert [c.name for c in internals.children(outer) if c.built][-2:] == ["model", "e"]
+    below = internals.layers_below(outer)
+    assert below[0] is outer and inner.layers[0] in below
+    assert internals.is_complete(outer)
+
+
+def test_graph_models_write_their_layers():
+    class Subclass(keras.Model):
+        def call(self, x):
+            return x
+
+    assert internals.writes_its_layers(model_of(dense()))
+    inputs = keras.Input((6,))
+    assert internals.writes_its_layers(keras.Model(inputs, layers.Dense(2)(inputs)))
+    assert not internals.writes_its_layers(Subclass())
+
+
+def test_state_is_added_and_taken_off_within_unlocked():
+    layer, child = dense(), dense()
+    with pytest.raises(ValueError):
+        layer.child = child
+    with internals.unlocked(layer):
+        layer.child = child
+    assert child in internals.children(layer)
+    internals.list_variables_anew(layer)
+    with internals.unlocked(layer):
+        internals.untrack(layer, child)
+        del layer.child
+    assert internals.children(layer) == []
+
+
+def test_a_path_begins_with_the_parents():
+    layer = layers.Dense(2, name="child")
+    internals.set_parent_path(layer, "parent/d")
+    layer.build((None, 3))
+    assert layer.kernel.path == "parent/d/child/kernel"
+
+
+def test_a_kernel_is_added_first():
+    layer = dense()
+    bias = layer.bias
+    with internals.unlocked(layer):
+        del layer._kernel
+        internals.add_kernel(layer, (6, 4))
+    assert internals.own_variables(layer) == [layer.kernel, bias]
+    assert layer.kernel.path == "d/kernel" and not np.any(as_numpy(layer.kernel))
+
+
+def test_autocast_is_taken_off_a_variable_and_done_by_hand():
+    class Reader(layers.Layer):
+        def build(self, shape):
+            self.weight = self.add_weight(shape=(2,), name="weight")
+            internals.set_autocast(self.weight, False)
+
+        def call(self, x):
+            value = keras.ops.convert_to_tensor(self.weight)
+            self.seen = (value.dtype, internals.autocast(value).dtype)
+            return x
+
+    reader = Reader(dtype="mixed_bfloat16")
+    reader(np.ones((1, 2), "float32"))
+    seen = [keras.backend.standardize_dtype(dtype) for dtype in reader.seen]
+    assert seen == ["float32", "bfloat16"]
+
+
+def test_there_is_no_layout_without_a_distribution():
+    if BACKEND == "jax":
+        assert not internals.has_layout(dense().kernel)
+    if BACKEND == "tensorflow":
+        assert internals.strategy_of(model_of(dense())) is None
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch's tensors count writes")
+def test_a_write_changes_the_version():
+    variable = dense().kernel
+    before = internals.version_of(variable.value)
+    variable.assign(np.ones((6, 4)))
+    assert internals.version_of(variable.value) > before
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_quantized_kernels(mode):
+    einsum = layers.EinsumDense("abc,cde->abde", (None, 3, 5), name="e")
+    einsum.build((None, 2, 6))
+    plain = dense()
+    shapes = {plain: (6, 4), einsum: (6, 3, 5)}
+    for layer in shapes:
+        layer.quantize(mode)
+    if mode == "int4":
+        for layer, shape in shapes.items():
+            assert internals.int4_kernel_shape(layer) == shape
+            assert internals.int4_columns(layer) >= 4
+            block = internals.int4_block(layer)
+            assert block is None or block > 0
+    else:
+        assert internals.scale_for_kernel(plain) is None
+        assert callable(internals.scale_for_kernel(einsum))
+    assert internals.rounded_axis(plain) == -1
+    assert internals.rounded_axis(einsum)
+    internals.mark_as_float(plain)
+    assert not plain._is_quantized
+
+
+def test_a_check_comes_before_quantizing(monkeypatch):
+    asked = {"_check_quantize_args": lambda self, *args: None}
+    kind = type("Checked", (keras.Model,), asked)
+    monkeypatch.setattr(internals.keras, "Model", kind)
+    internals.check_before_quantizing(lambda model: (_ for _ in ()).throw(KeyError()))
+    with pytest.raises(KeyError):
+        kind()._check_quantize_args("int8", "float32")
+
+
+def test_embeddings_are_a_variable():
+    layer = layers.Embedding(3, 2)
+    layer.build()
+    assert internals.embeddings_variable(layer) is layer.embeddings
+
+
+def test_attention_layers_tell_their_heads():
+    assert internals.heads_of(layers.MultiHeadAttention(5, 2)) == 5
+    assert internals.heads_of(layers.Dense(2)) is None
+    assert internals.asks_for_fused_attention(layers.Dense(2)) is None
+
+
+def test_surroundings_are_set_up_again():
+    before = internals.surroundings()
+    assert set(before) == set(internals.CALL_SURROUNDINGS)
+    with internals.within({"autocast_scope": "here"}):
+        assert internals.surroundings()["autocast_scope"] == "here"
+    assert internals.surroundings() == before
+
+
+def test_a_stateless_scope_is_seen():
+    variable = dense().kernel
+    assert not internals.in_stateless_scope() and internals.known_values() == {}
+    value = keras.ops.ones((6, 4))
+    with keras.StatelessScope(state_mapping=[(variable, value)]):
+        assert internals.in_stateless_scope()
+        assert list(internals.known_values()) == [id(variable)]
+
+
+def test_variables_without_values_are_not_waited_for():
+    with internals.without_values():
+        dense()
+    inputs = keras.Input((6,))
+    keras.Model(inputs, layers.Dense(2)(inputs))  # would fill them in
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.AdamW(1e-3),
+        lambda: keras.optimizers.SGD(1e-3, momentum=0.9, use_ema=True),
+        lambda: keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(1e-3)),
+    ],
+    ids=["AdamW", "SGD", "accumulated", "scaled"],
+)
+def test_an_optimizer_forgets_its_state(optimizer):
+    model, other = model_of(dense()), model_of(dense())
+    fresh, used = optimizer(), optimizer()
+    fresh.build(other.trainable_variables)
+    used.build(model.trainable_variables)
+    internals.forget_state(used)
+    assert not used.built
+    internals.forget_state(used)
+    used.build(other.trainable_variables)
+    shapes = [[v.shape for v in o.variables] for o in (fresh, used)]
+    assert shapes[0] == shapes[1]
+    assert len(internals.rate_variables(used)) == len(internals.rate_variables(fresh))
+    gradients = [np.ones(v.shape, "float32") for v in other.trainable_variables]
+    used.apply(list(map(keras.ops.convert_to_tensor, gradients)))
+
+
+def test_a_schedule_is_told_from_a_rate():
+    schedule = keras.optimizers.schedules.CosineDecay(1e-3, 10)
+    assert internals.schedule_of(keras.optimizers.SGD(schedule)) is schedule
+    assert internals.schedule_of(keras.optimizers.SGD(0.1)) is None
+    assert internals.rate_variables(keras.optimizers.SGD(schedule)) == []
+
+
+def test_states_of_random_generators():
+    model = model_of(layers.Dropout(0.5), dense())
+    (state,) = internals.seed_states(model)
+    assert state.shape == (2,)
+    assert internals.seed_states(dense()) == []
+
+
+def test_a_layer_is_run_through_another_call():
+    layer, calls = dense(), []
+
+    def call(original, *args, **kwargs):
+        calls.append(1)
+        return original
+
+    internals.set_rematerialized(layer, call)
+    layer(np.ones((1, 6), "float32"))
+    internals.set_rematerialized(layer, None)
+    layer(np.ones((1, 6), "float32"))
+    assert calls == [1]
+    internals.forget_losses(layer)
+
+
+def test_every_function_is_tested():
+    functions = [
+        name
+        for name, function in vars(internals).items()
+        if inspect.isfunction(function)
+        and function.__module__ == internals.__name__
+        and name[0] != "_"
+    ]
+    source = inspect.getsource(inspect.getmodule(test_every_function_is_tested))
+    assert [name for name in functions if f"internals.{name}(" not in source] == []
+
+
+def test_a_missing_name_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(internals, "_OF_LAYERS", ("_gone",))
+    with pytest.raises(ImportError, match=r"relies on `keras.layers.Layer._gone`"):
+        internals._require_names()
