@@ -23,7 +23,13 @@ from keras_randlora.bases import (
     sparse_pays,
 )
 from keras_randlora.config import BASIS_STORAGES, GIVEN, LayerOptions
-from keras_randlora.tools import cast, keras_internals, one_of, to_numpy
+from keras_randlora.tools import (
+    cast,
+    is_traced,
+    keras_internals,
+    one_of,
+    to_numpy,
+)
 from keras_randlora.update.formula import UpdateShape, pair_size
 from keras_randlora.update.gradient import computed_after
 
@@ -232,7 +238,7 @@ class BasisBank(keras.layers.Layer):
 
     def _require_own(self, name: str, sample: np.ndarray, values: Array) -> None:
         shape = tuple(getattr(self, name).shape)
-        if keras_internals.in_stateless_scope() or tuple(values.shape) != shape:
+        if is_traced() or tuple(values.shape) != shape:
             return  # no values yet, or refused by the variable
         rows, columns = sample.shape
         found = to_numpy(ops.cast(values[:rows, :columns], "float32"))
