@@ -279,6 +279,7 @@ def test_options_known_from_peft():
     assert parse("--sparse").basis == "sparse" and parse().basis is None
 
 
+@pytest.mark.any_backend
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -311,6 +312,7 @@ def test_a_wrong_option_is_one_line(
     assert status == 2 and message in errors and errors.count("\n") == 1
 
 
+@pytest.mark.any_backend
 def test_it_runs_as_a_file():
     command = [sys.executable, script.__file__, "--rank", "x"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=Path.home())
