@@ -16,7 +16,7 @@ TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
 TESTS := $(addprefix test-,$(BACKENDS))
 INTEGRATION := $(addprefix integration-,$(BACKENDS))
 
-.PHONY: help env lint format test oldest newest integration docs demo demo-gemma \
+.PHONY: help env lint format test test-quick oldest newest integration docs demo demo-gemma \
   bench bench-gpu clean $(TESTS) $(INTEGRATION)
 
 help: ## List the targets
@@ -51,6 +51,8 @@ if [ -n "$$failed" ]; then echo "make $@: FAILED:$$failed"; exit 1; fi; \
 echo "make $@: passed: $(1)"
 endef
 
+# What depends on no backend is tested under torch alone, which is the quickest.
+test: export ANY_BACKEND := torch
 test: $(ENV) ## Lint, check types, and test under every backend
 	$(call run-each,lint $(TESTS))
 
@@ -58,7 +60,18 @@ integration: $(ENV) ## Test real models, files and frameworks under every backen
 	$(call run-each,$(INTEGRATION))
 
 $(TESTS): test-%: $(ENV)
-	KERAS_BACKEND=$* $(BIN)/python -m pytest tests -n auto --dist worksteal $(PYTEST_ARGS)
+	KERAS_BACKEND=$* $(BIN)/python -m pytest tests -n auto --dist worksteal \
+	  $(if $(filter-out $*,$(ANY_BACKEND)),-m "every_backend or not any_backend") \
+	  $(PYTEST_ARGS)
+
+QUICK := tests/test_architecture.py tests/test_config.py tests/bases tests/update \
+  tests/layers tests/adapt --ignore=tests/adapt/test_distribution.py tests/peft \
+  tests/files/test_adapter_files.py tests/files/test_optimizer.py tests/files/test_weights.py
+
+test-quick: BACKEND := torch
+test-quick: $(ENV) ## Test what is central in 90 seconds: torch, or BACKEND=...
+	KERAS_BACKEND=$(BACKEND) $(BIN)/python -m pytest $(QUICK) -n auto --dist worksteal \
+	  $(PYTEST_ARGS)
 
 $(INTEGRATION): integration-%: $(ENV)
 	KERAS_BACKEND=$* $(BIN)/python -m pytest integration_tests --timeout=1800 $(PYTEST_ARGS)

@@ -1,7 +1,9 @@
 """One backend a session, named by KERAS_BACKEND, and no PyTorch beside another one."""
 
+import gc
 import os
 import sys
+import tempfile
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 # Friendly to small machines, where a worker of pytest-xdist has one core, and XLA
@@ -11,11 +13,20 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+# Many tests compile the same programs; XLA does so once a run. The first process of a
+# run makes the folder, workers and subprocesses inherit it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="keras-randlora-jax-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import keras
 import pytest
@@ -34,6 +45,18 @@ def torch_is_foreign():
 def seed():
     """Give the seed that every test starts with."""
     return 1337
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection():
+    """Keep the garbage collector from the frameworks: half a million objects.
+
+    Adapting looks through all that it knows for models, and Keras collects all garbage
+    whenever it quantizes.
+    """
+    keras.utils.set_random_seed(0)  # loads TensorFlow
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,8 @@ import pytest
 
 import keras_randlora as kr
 
+pytestmark = pytest.mark.any_backend
+
 PACKAGE = Path(kr.__file__).parent
 
 # The house: what stands in a line imports from the lines above it only.

@@ -64,6 +64,7 @@ def adapted_by(*files):
     return logits(model)
 
 
+@pytest.mark.any_backend
 def test_info_of_an_adapter_file(run):
     status, out, _ = run("info 1.safetensors")
     assert status == 0
@@ -77,6 +78,7 @@ def test_info_of_an_adapter_file(run):
     assert re.search(rf"adapted layers, {count:,} trained parameters", out)
 
 
+@pytest.mark.any_backend
 def test_info_of_a_peft_folder(run):
     status, out, _ = run("info peft")
     assert status == 0
@@ -167,6 +169,7 @@ def test_mistakes_print_one_line(run, folder, command, message):
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.any_backend
 @pytest.mark.parametrize(
     "command, message",
     [
@@ -190,6 +193,7 @@ def test_wrong_usage(run, command, message):
     assert message in err and "Traceback" not in err
 
 
+@pytest.mark.any_backend
 @pytest.mark.parametrize("command", ["info", "merge", "export", "convert"])
 def test_help_has_examples(run, command):
     assert command in run("--help")[1]
@@ -198,6 +202,7 @@ def test_help_has_examples(run, command):
     assert f"examples:\n  keras-randlora {command} " in out
 
 
+@pytest.mark.any_backend
 def test_real_process_on_another_backend(folder):
     backend = OTHER[keras.backend.backend()]
     done = subprocess.run(
@@ -218,6 +223,7 @@ def test_real_process_on_another_backend(folder):
     )
 
 
+@pytest.mark.any_backend
 def test_a_pipe_without_greek_letters(folder):
     """As on Windows, where what a pipe gets has one of 256 letters."""
     done = subprocess.run(

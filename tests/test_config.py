@@ -9,6 +9,8 @@ import pytest
 
 from keras_randlora import RandLoRAConfig
 
+pytestmark = pytest.mark.any_backend
+
 
 def test_defaults():
     assert dataclasses.asdict(RandLoRAConfig()) == {

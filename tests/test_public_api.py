@@ -8,6 +8,8 @@ import pytest
 
 import keras_randlora as kr
 
+pytestmark = pytest.mark.any_backend
+
 CHANGELOG = (Path(__file__).parents[1] / "CHANGELOG.md").read_text("utf-8")
 
 

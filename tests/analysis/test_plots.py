@@ -9,6 +9,8 @@ import pytest
 
 from keras_randlora import analysis
 
+pytestmark = pytest.mark.any_backend
+
 PNG = b"\x89PNG"
 PLANE = analysis.LossPlane(
     names=("LoRA", "RandLoRA", "full"),

@@ -138,11 +138,13 @@ def test_words_become_entries(basis, sparsity, word, entry):
     assert by_numpy[0] == np.float32(entry)
 
 
+@pytest.mark.any_backend
 @pytest.mark.parametrize("name", CASES)
 def test_checksums_are_pinned(name):
     assert checksum(name) == CHECKSUMS[name]
 
 
+@pytest.mark.any_backend
 def test_another_process_draws_the_same():
     code = (
         "import hashlib; from drawn import draw_a, draw_b;"

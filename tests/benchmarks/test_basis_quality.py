@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import basis_quality, quality_tasks, report
 
+pytestmark = pytest.mark.any_backend
+
 
 def test_reads_sentiment(tmp_path):
     folder = tmp_path / "sst2"

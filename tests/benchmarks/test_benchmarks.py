@@ -62,6 +62,7 @@ def test_a_single_layer_both_ways():
     assert row["auto"]["uniform"] in report.single_layer([row])
 
 
+@pytest.mark.any_backend
 def test_a_life_cycle():
     from benchmarks import cycle_worker
 
@@ -77,6 +78,7 @@ def test_a_life_cycle():
     assert "save the adapter, s" in report.life_cycle(rows)
 
 
+@pytest.mark.any_backend
 def test_long_sequences(tmp_path, capsys):
     from benchmarks import long_sequences
 
@@ -167,6 +169,7 @@ def test_a_method_that_breaks_leaves_the_others(raced, capsys):
     assert ours["ratios"] == {"keras-lora": 16 / 10}
 
 
+@pytest.mark.any_backend
 def test_counted_operations():
     block = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536
     query_value = 576 * 576 + 576 * 192
@@ -195,6 +198,7 @@ def test_counted_operations():
     assert operations.of_step(Case("jax", "randlora-uniform", "smollm2"), 7).method == 7
 
 
+@pytest.mark.any_backend
 def test_names_of_methods():
     ours = parse_method("randlora-very_sparse-factored-regenerated")
     assert ours.options() == {
@@ -208,6 +212,7 @@ def test_names_of_methods():
             parse_method(wrong)
 
 
+@pytest.mark.any_backend
 def test_options():
     assert [batch_shape(text) for text in ("8x256", "2048", "96")] == [
         (8, 256),

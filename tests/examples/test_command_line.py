@@ -6,6 +6,8 @@ import pytest
 
 from examples import command_line
 
+pytestmark = pytest.mark.any_backend
+
 
 @pytest.mark.parametrize("text, value", [("1/1", (1, 1)), ("2/3", (2, 3))])
 def test_shard(text, value):

@@ -25,6 +25,8 @@ from examples.commonsense import (
     tables,
 )
 
+pytestmark = pytest.mark.any_backend
+
 LENGTH = 60
 BATCH = 3
 
@@ -276,6 +278,7 @@ def test_accuracy_of_texts():
 # Runs.
 
 
+@pytest.mark.every_backend
 def test_a_run_and_its_table(monkeypatch, data, tmp_path, capsys):
     def load(preset):
         return Reader(), SimpleNamespace(tokenizer=TOKENIZER)

@@ -1,8 +1,11 @@
 """The losses that the examples draw."""
 
 import numpy as np
+import pytest
 
 from examples import curves
+
+pytestmark = pytest.mark.any_backend
 
 
 def test_the_losses_behind_running_means():

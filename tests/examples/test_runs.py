@@ -8,6 +8,8 @@ import pytest
 
 from examples import runs
 
+pytestmark = pytest.mark.any_backend
+
 
 def test_a_record_says_what_was_run_and_where():
     record = runs.measured(lambda: {"accuracy": 0.5}, method="full", seed=3)

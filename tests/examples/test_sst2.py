@@ -17,6 +17,8 @@ from examples.sst2 import data, experiments, train
 from examples.sst2.tables import tables
 from keras_randlora.update.formula import UpdateShape
 
+pytestmark = pytest.mark.any_backend
+
 LENGTH = 6
 OPTIONS = experiments.Options(
     seeds=2, steps=100, batch_size=16, sequence_length=LENGTH, backend="jax"
@@ -292,6 +294,7 @@ def arguments(folder, *given):
     ]
 
 
+@pytest.mark.every_backend
 def test_from_the_search_to_the_tables(tiny, capsys, monkeypatch):
     search = ["learning-rates", "--rates", "0.05", "--methods", "matrixlora-2"]
     assert command.main(arguments(tiny, *search)) == 0

@@ -18,6 +18,8 @@ from text_data import (  # noqa: E402
     split,
 )
 
+pytestmark = pytest.mark.any_backend
+
 START, END = 1, 2
 
 

@@ -12,6 +12,8 @@ from examples.command_line import UserError
 from examples.vision import __main__ as cli
 from examples.vision import comparison, data, dinov2, model, train
 
+pytestmark = pytest.mark.any_backend
+
 
 @pytest.fixture
 def digits_file(tmp_path):
@@ -200,6 +202,7 @@ def test_rates_rise_for_a_tenth_and_fall_to_nothing():
     assert sorted(rates[4:], reverse=True) == rates[4:]
 
 
+@pytest.mark.every_backend
 def test_from_a_preset_to_the_exported_model(
     tmp_path, digits_file, preset, monkeypatch, capsys
 ):

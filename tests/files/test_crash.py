@@ -15,6 +15,8 @@ from models import EXAMPLES, randomize, structure_of
 
 import keras_randlora as kr
 
+pytestmark = pytest.mark.any_backend
+
 WORKER = Path(__file__).parents[1] / "crash_worker.py"
 KILLS = 50
 MUTATIONS = 2000

@@ -72,14 +72,6 @@ every_case = pytest.mark.parametrize(("name", "mode"), CASES)
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collection():
-    """Keras collects all garbage whenever it quantizes; leave out what is there."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def quantized_model(name, mode, dtype=None):
     """Return a model of one quantized layer."""
     make, features = LAYERS[name]
@@ -305,7 +297,7 @@ def test_a_dequantized_layer_has_its_regularizer_and_its_policy_again():
 
 @pytest.fixture
 def _nothing_frozen():
-    """Undo `_quick_collection` for one test."""
+    """Undo `_quick_collection` of conftest.py for one test."""
     gc.unfreeze()
     yield
     gc.freeze()

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from test_architecture import ROOMS
 
+pytestmark = pytest.mark.any_backend
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "keras_randlora"
