@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from keras import ops
 
-from keras_randlora.tools import reshape, transpose
+from keras_randlora.tools import reshape, transpose, with_rows
 
 Array = Any
 BLOCK = 64  # side of the right Kronecker factor: near √l for common kernels
@@ -127,7 +127,7 @@ def _in_blocks(values: Array, count: int) -> Array:
     """Return the rows in `count` blocks, the last filled up with zeros."""
     missing = count * BLOCK - values.shape[0]
     if missing:
-        values = ops.pad(values, [[0, missing], [0, 0]])
+        values = with_rows(values, missing)
     return reshape(values, (count, BLOCK, -1))
 
 

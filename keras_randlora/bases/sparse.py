@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from keras_randlora.bases.spec import BasisSpec
+from keras_randlora.tools import keras_internals
 
 Array = Any
 MAX_DENSITY = 0.1
@@ -101,7 +102,8 @@ def sparse_pays(spec: BasisSpec, entries: Array) -> bool:
         return False
     import torch
 
-    return entries.device.type == "cpu" and not torch.compiler.is_compiling()
+    traced = torch.compiler.is_compiling() or keras_internals.is_transformed()
+    return entries.device.type == "cpu" and not traced
 
 
 def sparse_operations(rows: int, columns: int, spec: BasisSpec) -> int:

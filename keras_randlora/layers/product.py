@@ -144,9 +144,10 @@ class AdaptedProduct:
             adapter = adapter_gradients(
                 basis_b.project(matrix), lambda_, gamma, basis_a, scale
             )
-            return *adapter, *(None,) * len(others)
+            return adapter
 
-        return with_gradient(forward, backward)(lambda_, gamma, *held, *bank.stored())
+        product = with_gradient(forward, backward, trained=2)
+        return product(lambda_, gamma, *held, *bank.stored())
 
     def base(self, inputs: Array, held: Sequence[Array]) -> Array:
         """Return `inputs · kernel`.
@@ -166,9 +167,9 @@ class AdaptedProduct:
             kernel = cast(self._base_kernel(held, x, after=gradient), _dtype(x))
             gradient = layout.output_rows(gradient, len(x.shape))
             x_gradient = gradient @ transpose(layout.to_matrix(kernel))
-            return layout.from_rows(x_gradient, x), *(None,) * len(held)
+            return (layout.from_rows(x_gradient, x),)
 
-        return with_gradient(forward, backward)(inputs, *held)
+        return with_gradient(forward, backward, trained=1)(inputs, *held)
 
     def materialized(
         self, inputs: Array, held: Sequence[Array], lambda_: Array, gamma: Array
@@ -212,9 +213,9 @@ class AdaptedProduct:
             basis_a, basis_b = bases
             projected = basis_b.project(transpose(larger) @ smaller)
             adapter = adapter_gradients(projected, lambda_, gamma, basis_a, scale)
-            return x_gradient, *adapter, *(None,) * len(others)
+            return x_gradient, *adapter
 
-        product = with_gradient(forward, backward)
+        product = with_gradient(forward, backward, trained=3)
         return product(inputs, lambda_, gamma, *held, *bank.stored())
 
     def factored(self, inputs: Array, lambda_: Array, gamma: Array) -> Array:
@@ -259,9 +260,9 @@ class AdaptedProduct:
                 stacked_gradient, lambda_, gamma, basis_a, scale
             )
             x_gradient = layout.from_rows(x_gradient, x)
-            return x_gradient, *adapter, *(None,) * len(stored)
+            return x_gradient, *adapter
 
-        product = with_gradient(forward, backward)
+        product = with_gradient(forward, backward, trained=3)
         return product(inputs, lambda_, gamma, *bank.stored())
 
     def _base_kernel(

@@ -25,7 +25,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_randlora.tools import cast, keras_internals, reshape, to_numpy
+from keras_randlora.tools import cast, keras_internals, reshape, to_numpy, with_rows
 
 Array = Any
 SUPPORTED_MODES = (None, "int8", "int4")
@@ -288,7 +288,7 @@ def _from_blocks(kernel: Array, scale: Array, zero: Array, block: int) -> Array:
     """
     rows, columns = kernel.shape
     if missing := -rows % block:
-        kernel = ops.pad(kernel, [[0, missing], [0, 0]])
+        kernel = with_rows(kernel, missing)
     blocks = reshape(kernel, (-1, block, columns))
     values = (blocks - zero[:, None, :]) * scale[:, None, :]
     return reshape(values, (-1, columns))[:rows]

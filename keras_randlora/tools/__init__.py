@@ -6,7 +6,7 @@ that touches what Keras keeps to itself.
 """
 
 from keras_randlora.tools import keras_internals
-from keras_randlora.tools.arrays import cast, reshape, to_numpy, transpose
+from keras_randlora.tools.arrays import cast, reshape, to_numpy, transpose, with_rows
 from keras_randlora.tools.atomic import replacing, write_atomically
 from keras_randlora.tools.checks import (
     finite_number,
@@ -45,5 +45,6 @@ __all__ = [
     "traced_apart",
     "transpose",
     "uint32",
+    "with_rows",
     "write_atomically",
 ]

@@ -1,4 +1,4 @@
-"""Reshape, transpose and convert tensors of the backend at the least expense.
+"""Reshape, transpose, pad and convert tensors of the backend at the least expense.
 
 torch runs eagerly, and `keras.ops` takes some 20 µs for each call before torch begins:
 with the twenty calls of a narrow layer more than its products take. JAX and TensorFlow
@@ -24,6 +24,15 @@ def reshape(tensor: Array, shape: Any) -> Array:
 def transpose(tensor: Array, axes: tuple[int, ...] = (1, 0)) -> Array:
     """Return the tensor with its axes in another order, by default a matrix's."""
     return tensor.permute(axes) if _is_torch(tensor) else ops.transpose(tensor, axes)
+
+
+def with_rows(tensor: Array, rows: int) -> Array:
+    """Return a matrix with as many rows of zeros below."""
+    if _is_torch(tensor):
+        import torch
+
+        return torch.nn.functional.pad(tensor, (0, 0, 0, rows))
+    return ops.pad(tensor, [[0, rows], [0, 0]])
 
 
 def cast(tensor: Array, dtype: Any) -> Array:

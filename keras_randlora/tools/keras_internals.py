@@ -18,6 +18,8 @@ have, and fails with one sentence where one is missing.
 | `_remat_mode`, `_loss_ids` | `Layer` | rematerialized calls |
 | `_autocast`, `_layout` | `Variable` | conversion on reading; sharding |
 | `_version` | `torch.Tensor` | noticing that a tensor is written to |
+| `_current_level` | `torch.autograd.forward_ad` | whether forward mode is on |
+| `_are_functorch_transforms_active` | `torch._C` | whether `torch.func` is at work |
 | `_distribute_strategy` | `Model` on TensorFlow | the strategy it was built under |
 | `_variables`, `_iterations`, `_learning_rate` | `Optimizer` | forgetting its state |
 | `_trainable_variables`, `_trainable_variables_indices` | `Optimizer` | likewise |
@@ -170,6 +172,20 @@ def autocast(tensor: Any) -> Any:
 def version_of(tensor: Any) -> int:
     """Return a number that changes when a tensor of torch is written to."""
     return tensor._version
+
+
+def in_forward_mode() -> bool:
+    """Return whether torch computes tangents now, as in `torch.func.jvp`."""
+    from torch.autograd import forward_ad
+
+    return forward_ad._current_level >= 0
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of `torch.func` or forward mode is at work."""
+    import torch
+
+    return in_forward_mode() or torch._C._are_functorch_transforms_active()
 
 
 def has_layout(variable: keras.Variable) -> bool:

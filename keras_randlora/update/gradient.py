@@ -14,21 +14,30 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_randlora.tools import keras_internals
+from keras_randlora.update.linear_map import linear_map
+
 Array = Any
 Forward = Callable[..., Array]
-Backward = Callable[[tuple[Array, ...], Array], tuple[Array | None, ...]]
+Backward = Callable[[tuple[Array, ...], Array], tuple[Array, ...]]
 
 
-def with_gradient(forward: Forward, backward: Backward) -> Forward:
+def with_gradient(forward: Forward, backward: Backward, *, trained: int) -> Forward:
     """Return `forward` with `backward` as its gradient.
+
+    Function transforms take it as any function: forward mode, which has no use for
+    `backward`, and second derivatives differentiate `forward` and `backward` as they
+    are written.
 
     Args:
         forward: Maps tensors to one tensor. Must not use other tensors.
         backward: Maps the tuple of `forward`'s arguments and the gradient of
-            its result to one gradient for each argument, `None` for arguments
-            that are frozen. Only the arguments are kept for it.
+            its result to one gradient for each argument that has one. Only the
+            arguments are kept for it.
+        trained: How many of the arguments have a gradient, the first ones. The others
+            are frozen.
     """
-    return _BACKENDS[keras.backend.backend()](forward, backward)
+    return _BACKENDS[keras.backend.backend()](forward, backward, trained)
 
 
 def computed_after(signal: Array, tensor: Array) -> Array:
@@ -55,38 +64,53 @@ def computed_after(signal: Array, tensor: Array) -> Array:
     return tensor + ops.cast(ops.any(never), tensor.dtype)
 
 
-def _torch(forward: Forward, backward: Backward) -> Forward:
+def _torch(forward: Forward, backward: Backward, trained: int) -> Forward:
     import torch
 
     def apply(*tensors: Any) -> Any:
-        if torch.is_grad_enabled():
-            return _torch_function().apply(forward, backward, *tensors)
+        if keras_internals.in_forward_mode():
+            frozen = (tensor.detach() for tensor in tensors[trained:])
+            return forward(*tensors[:trained], *frozen)
+        # Beneath `vmap` a tensor does not say that it requires a gradient.
+        required = any(tensor.requires_grad for tensor in tensors)
+        if torch.is_grad_enabled() and (required or keras_internals.is_transformed()):
+            return _FUNCTION.apply(forward, backward, *tensors)
         return forward(*tensors)
 
     return apply
 
 
-@functools.cache
 def _torch_function() -> Any:
-    """Return the autograd function of any `forward` and `backward`."""
+    """Return the class of autograd functions of any `forward` and `backward`."""
     import torch
 
     class Function(torch.autograd.Function):
+        generate_vmap_rule = True
+
         @staticmethod
-        def forward(
-            ctx: Any, forward: Forward, backward: Backward, *tensors: Any
-        ) -> Any:
-            ctx.save_for_backward(*tensors)
-            ctx.gradients = backward
-            ctx.autocast = _autocast_around(tensors[0].device.type)
+        def forward(forward: Forward, backward: Backward, *tensors: Any) -> Any:
             return forward(*tensors)
 
         @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            _, ctx.gradients, *tensors = inputs
+            ctx.save_for_backward(*tensors)
+            ctx.autocast = _autocast_around(tensors[0].device.type)
+
+        @staticmethod
         def backward(ctx: Any, gradient: Any) -> Any:
-            with ctx.autocast():
-                return None, None, *ctx.gradients(ctx.saved_tensors, gradient)
+            tensors = ctx.saved_tensors
+            gradients_of, autocast = ctx.gradients, ctx.autocast
+            with autocast():
+                gradients = gradients_of(tensors, gradient)
+            frozen = len(tensors) - len(gradients)
+            return None, None, *gradients, *(None,) * frozen
 
     return Function
+
+
+# Made here, since the compiler of torch follows no definition of a class.
+_FUNCTION: Any = _torch_function() if keras.backend.backend() == "torch" else None
 
 
 def _autocast_around(device: str) -> Callable[[], Any]:
@@ -98,20 +122,48 @@ def _autocast_around(device: str) -> Callable[[], Any]:
     return functools.partial(torch.autocast, device, torch.get_autocast_dtype(device))
 
 
-def _jax(forward: Forward, backward: Backward) -> Forward:
+def _jax(forward: Forward, backward: Backward, trained: int) -> Forward:
     import jax
+    from jax.custom_derivatives import SymbolicZero
 
-    function = jax.custom_vjp(forward)
-    function.defvjp(lambda *tensors: (forward(*tensors), tensors), backward)
+    # `jax.custom_vjp` would refuse forward mode.
+    function = jax.custom_jvp(forward)
+
+    def slope(tensors: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+        moved = [i for i in range(trained) if not isinstance(tangents[i], SymbolicZero)]
+        outputs = function(*tensors)
+        if not moved:
+            return outputs, jax.numpy.zeros_like(outputs)
+
+        def along(tensors: tuple[Any, ...], *tangents: Any) -> list[Any]:
+            def of_moved(*values: Any) -> Any:
+                given = dict(enumerate(tensors)) | dict(zip(moved, values, strict=True))
+                return forward(*given.values())
+
+            primals = tuple(tensors[i] for i in moved)
+            return [jax.jvp(of_moved, primals, tangents)[1]]
+
+        def against(tensors: tuple[Any, ...], gradient: Any) -> list[Any]:
+            gradients = backward(tensors, gradient)
+            return [gradients[i] for i in moved]
+
+        changes = [tangents[i] for i in moved]
+        return outputs, *linear_map(along, against, tensors, changes)
+
+    function.defjvp(slope, symbolic_zeros=True)
     return function
 
 
-def _tensorflow(forward: Forward, backward: Backward) -> Forward:
+def _tensorflow(forward: Forward, backward: Backward, trained: int) -> Forward:
     import tensorflow as tf
 
     @tf.custom_gradient
     def function(*tensors: Any) -> Any:
-        return forward(*tensors), lambda gradient: backward(tensors, gradient)
+        def gradients(gradient: Any) -> tuple[Any, ...]:
+            frozen = len(tensors) - trained
+            return *backward(tensors, gradient), *(None,) * frozen
+
+        return forward(*tensors), gradients
 
     # A variable among the arguments would count as one that `forward` closes over.
     return lambda *tensors: function(*map(tf.convert_to_tensor, tensors))
