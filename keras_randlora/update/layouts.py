@@ -14,7 +14,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_randlora.tools import reshape, transpose
+from keras_randlora.tools import is_traced, reshape, transpose
 
 Array = Any
 DENSE_EQUATION = "...a,ab->...b"
@@ -39,12 +39,12 @@ class KernelLayout:
     @property
     def inputs(self) -> int:
         """Rows of the matrix."""
-        return math.prod(self.kernel_shape[axis] for axis in self.input_axes)
+        return math.prod([self.kernel_shape[axis] for axis in self.input_axes])
 
     @property
     def outputs(self) -> int:
         """Columns of the matrix."""
-        return math.prod(self.kernel_shape[axis] for axis in self.output_axes)
+        return math.prod([self.kernel_shape[axis] for axis in self.output_axes])
 
     def to_matrix(self, kernel: Array) -> Array:
         """Return the kernel as a matrix of shape `(inputs, outputs)`."""
@@ -90,14 +90,25 @@ class KernelLayout:
         split = reshape(rows, [sizes[axis] for axis in axes.input_rows])
         return _transpose(split, _inverse(axes.input_rows))
 
-    def tokens(self, input_shape: tuple[int | None, ...]) -> int | None:
-        """Return the number of rows the input holds, `None` where unknown."""
+    def tokens(self, input_shape: tuple[Any, ...]) -> int | None:
+        """Return the number of rows the input holds, `None` where unknown.
+
+        An exporter's symbolic size is unknown: asking whether it is below a number is
+        an error on JAX, and on torch an answer that the exported program must keep.
+        """
         axes = self._axes(len(input_shape))
         sizes = [input_shape[axis] for axis in axes.input_rows[: axes.token_count]]
-        return None if None in sizes else math.prod(sizes)  # type: ignore[arg-type]
+        return math.prod(sizes) if all(type(s) is int for s in sizes) else None
 
     def _axes(self, input_ndim: int) -> _Axes:
-        return _resolve_axes(self.equation, input_ndim)
+        key = self.equation, input_ndim
+        axes = _RESOLVED.get(key)
+        if axes is None:
+            axes = _resolve_axes(*key)
+            # A compiler of torch follows neither this nor `functools.cache`.
+            if not is_traced():
+                _RESOLVED[key] = axes
+        return axes
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,9 @@ def dense_layout(kernel_shape: tuple[int, ...]) -> KernelLayout:
     return einsum_layout(DENSE_EQUATION, tuple(kernel_shape))
 
 
-@functools.cache
+_RESOLVED: dict[tuple[str, int], _Axes] = {}
+
+
 def _resolve_axes(equation: str, input_ndim: int) -> _Axes:
     inputs, kernel, outputs = _split(equation)
     free = [c for c in string.ascii_letters if c not in equation]
