@@ -211,6 +211,9 @@ def test_the_content(path):
     header = json.loads(metadata["keras-randlora-adapter"])
     config = header.pop("config")
     assert re.fullmatch("[0-9a-f]{64}", header.pop("sha256"))
+    base = header.pop("base")
+    assert (base["kind"], base["held"]) == ("Functional", "float32")
+    assert {name: len(row) for name, row in base["kernels"].items()} == {"dense": 5}
     assert header == {
         "version": 1,
         "layers": {"dense": [36, 7]},
