@@ -126,19 +126,20 @@ class AdaptedProduct:
             lambda_: λ of shape `(r, n)`, float32.
             gamma: γ of shape `(n, s)`, float32.
         """
-        layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
+        layout, shape, scale = self.layout, self.shape, self.factor
+        frozen, reader = self.kernel, self.bank.reader
         count, dtype = len(held), _float_dtype(held[0])
 
         def forward(lambda_: Array, gamma: Array, *others: Array) -> Array:
             held, stored = others[:count], others[count:]
-            bases = bank.read(stored, shape, dtype)
+            bases = reader.read(stored, shape, dtype)
             update = kernel_update(shape, lambda_, gamma, *bases, scale)
-            return _sum(self.frozen(held), layout.to_kernel(update))
+            return _sum(frozen.dense(held, dtype), layout.to_kernel(update))
 
         def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
             lambda_, gamma, *others = tensors
             stored = others[count:]
-            basis_a, basis_b = bank.read(stored, shape, dtype, after=gradient)
+            basis_a, basis_b = reader.read(stored, shape, dtype, after=gradient)
             matrix = layout.to_matrix(cast(gradient, dtype))
             matrix = transpose(matrix) if shape.transposed else matrix
             adapter = adapter_gradients(
@@ -147,7 +148,7 @@ class AdaptedProduct:
             return adapter
 
         product = with_gradient(forward, backward, trained=2)
-        return product(lambda_, gamma, *held, *bank.stored())
+        return product(lambda_, gamma, *held, *self.bank.stored())
 
     def base(self, inputs: Array, held: Sequence[Array]) -> Array:
         """Return `inputs · kernel`.
@@ -159,12 +160,12 @@ class AdaptedProduct:
         layout, frozen = self.layout, self.kernel
 
         def forward(x: Array, *held: Array) -> Array:
-            kernel = cast(self._base_kernel(held, x, after=x), _dtype(x))
+            kernel = cast(_base_kernel(frozen, held, x, after=x), _dtype(x))
             return layout.apply(frozen.seen(x), kernel)
 
         def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
             x, *held = tensors
-            kernel = cast(self._base_kernel(held, x, after=gradient), _dtype(x))
+            kernel = cast(_base_kernel(frozen, held, x, after=gradient), _dtype(x))
             gradient = layout.output_rows(gradient, len(x.shape))
             x_gradient = gradient @ transpose(layout.to_matrix(kernel))
             return (layout.from_rows(x_gradient, x),)
@@ -182,15 +183,15 @@ class AdaptedProduct:
             lambda_: λ of shape `(r, n)`, float32.
             gamma: γ of shape `(n, s)`, float32.
         """
-        layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
-        frozen, count = self.kernel, len(held)
+        layout, shape, scale = self.layout, self.shape, self.factor
+        frozen, reader, count = self.kernel, self.bank.reader, len(held)
 
         def forward(x: Array, lambda_: Array, gamma: Array, *others: Array) -> Array:
             held, stored = others[:count], others[count:]
             lambda_ = computed_after(x, lambda_)
-            bases = bank.read(stored, shape, x.dtype, after=x)
+            bases = reader.read(stored, shape, x.dtype, after=x)
             update = kernel_update(shape, lambda_, gamma, *bases, scale)
-            kernel = self._base_kernel(held, x, after=x)
+            kernel = _base_kernel(frozen, held, x, after=x)
             kernel = _sum(kernel, layout.to_kernel(update))
             return layout.apply(frozen.seen(x), kernel)
 
@@ -199,9 +200,9 @@ class AdaptedProduct:
             held, stored = others[:count], others[count:]
             lambda_ = computed_after(gradient, lambda_)
             gamma = computed_after(gradient, gamma)
-            bases = bank.read(stored, shape, x.dtype, after=gradient)
+            bases = reader.read(stored, shape, x.dtype, after=gradient)
             update = kernel_update(shape, lambda_, gamma, *bases, scale)
-            kernel = self._base_kernel(held, x, after=gradient)
+            kernel = _base_kernel(frozen, held, x, after=gradient)
             matrix = None if kernel is None else layout.to_matrix(kernel)
             gradient = layout.output_rows(gradient, len(x.shape))
             x_gradient = gradient @ transpose(_sum(matrix, update))
@@ -216,12 +217,12 @@ class AdaptedProduct:
             return x_gradient, *adapter
 
         product = with_gradient(forward, backward, trained=3)
-        return product(inputs, lambda_, gamma, *held, *bank.stored())
+        return product(inputs, lambda_, gamma, *held, *self.bank.stored())
 
     def factored(self, inputs: Array, lambda_: Array, gamma: Array) -> Array:
         """Return `inputs · update`, without forming the update."""
-        layout, bank, shape, scale = self.layout, self.bank, self.shape, self.factor
-        frozen = self.kernel
+        layout, shape, scale = self.layout, self.shape, self.factor
+        frozen, reader = self.kernel, self.bank.reader
 
         def scaled(lambda_: Array, gamma: Array, basis_a: Array, dtype: str) -> Array:
             basis_a = cast(basis_a, "float32")
@@ -229,7 +230,7 @@ class AdaptedProduct:
 
         def forward(x: Array, lambda_: Array, gamma: Array, *stored: Array) -> Array:
             lambda_ = computed_after(x, lambda_)
-            basis_a, basis_b = bank.read(stored, shape, x.dtype, after=x)
+            basis_a, basis_b = reader.read(stored, shape, x.dtype, after=x)
             stacked = scaled(lambda_, gamma, basis_a, x.dtype)
             columns = transpose(layout.rows(frozen.seen(x)))
             if shape.transposed:
@@ -244,7 +245,7 @@ class AdaptedProduct:
             x, lambda_, gamma, *stored = tensors
             lambda_ = computed_after(gradient, lambda_)
             gamma = computed_after(gradient, gamma)
-            basis_a, basis_b = bank.read(stored, shape, x.dtype, after=gradient)
+            basis_a, basis_b = reader.read(stored, shape, x.dtype, after=gradient)
             stacked = scaled(lambda_, gamma, basis_a, x.dtype)
             rows = layout.rows(frozen.seen(x))
             gradient = layout.output_rows(gradient, len(x.shape))
@@ -263,18 +264,19 @@ class AdaptedProduct:
             return x_gradient, *adapter
 
         product = with_gradient(forward, backward, trained=3)
-        return product(inputs, lambda_, gamma, *bank.stored())
+        return product(inputs, lambda_, gamma, *self.bank.stored())
 
-    def _base_kernel(
-        self, held: Sequence[Array], inputs: Array, after: Array
-    ) -> Array | None:
-        """Return the frozen kernel for a product with `inputs`, `None` without one."""
-        if not held:
-            return None
-        kernel, *others = held
-        if _dtype(kernel) != _dtype(inputs):
-            kernel = computed_after(after, kernel)
-        return self.kernel.dense((kernel, *others), _dtype(inputs))
+
+def _base_kernel(
+    frozen: FrozenKernel, held: Sequence[Array], inputs: Array, after: Array
+) -> Array | None:
+    """Return the frozen kernel for a product with `inputs`, `None` without one."""
+    if not held:
+        return None
+    kernel, *others = held
+    if _dtype(kernel) != _dtype(inputs):
+        kernel = computed_after(after, kernel)
+    return frozen.dense((kernel, *others), _dtype(inputs))
 
 
 def _dtype(tensor: Array) -> str:

@@ -21,6 +21,7 @@ have, and fails with one sentence where one is missing.
 | `_current_level` | `torch.autograd.forward_ad` | whether forward mode is on |
 | `_are_functorch_transforms_active` | `torch._C` | whether `torch.func` is at work |
 | `_distribute_strategy` | `Model` on TensorFlow | the strategy it was built under |
+| `gradient_registry._registry` | `ops` of TensorFlow | gradients that hold no graph |
 | `_variables`, `_iterations`, `_learning_rate` | `Optimizer` | forgetting its state |
 | `_trainable_variables`, `_trainable_variables_indices` | `Optimizer` | likewise |
 | `_is_quantized`, `_embeddings` | quantized layers | restoring and counting them |
@@ -38,7 +39,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -188,6 +191,29 @@ def is_transformed() -> bool:
     return in_forward_mode() or torch._C._are_functorch_transforms_active()
 
 
+def replace_gradient(outputs: Any, gradients: Callable[..., Sequence[Any]]) -> None:
+    """Give what `tf.custom_gradient` returned in a graph a gradient without the graph.
+
+    TensorFlow keeps the one that it registers for ever, and with it the graph.
+
+    Args:
+        outputs: The one tensor that a function with `tf.custom_gradient` returned.
+        gradients: Maps the tuple of the arguments of that function and the gradient of
+            `outputs` to one gradient for each argument.
+    """
+    from tensorflow.python.framework import ops
+
+    name = outputs.op.get_attr("_gradient_op_type").decode()
+
+    def gradient(op: Any, of_outputs: Any, *_: Any) -> list[Any]:
+        # TensorFlow passes the outputs and the arguments on as one `IdentityN`.
+        return [None, *gradients(tuple(op.inputs)[1:], of_outputs)]
+
+    registered = ops.gradient_registry._registry
+    registered[name] = {**registered[name], "type": gradient}
+    weakref.finalize(outputs.graph, registered.pop, name, None).atexit = False
+
+
 def has_layout(variable: keras.Variable) -> bool:
     """Return whether a `keras.distribution` lays the variable out over devices."""
     return variable._layout is not None
@@ -228,9 +254,12 @@ def int4_kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
 
 def scale_for_kernel(layer: keras.layers.Layer) -> Callable[[Any], Any] | None:
     """Return what brings an int8 kernel's scale to its axes, `None` if it has them."""
-    if isinstance(layer, keras.layers.EinsumDense):
-        return layer._adjust_scale_for_dequant
-    return None
+    if not isinstance(layer, keras.layers.EinsumDense):
+        return None
+    # Gradients live longer than layers: none may hold its own, nor a list of its own.
+    axes = {k: list(v or ()) for k, v in vars(layer).items() if k.endswith("_axes")}
+    method = type(layer)._adjust_scale_for_dequant
+    return functools.partial(method, types.SimpleNamespace(**axes))
 
 
 def rounded_axis(layer: keras.layers.Layer) -> Any:

@@ -15,23 +15,18 @@ from keras_randlora.bases import (
     BasisSpec,
     Operator,
     PairSize,
-    SparseOperator,
     basis_names,
     scale_of,
-    seed_tensor,
     sparse_operations,
-    sparse_pays,
 )
 from keras_randlora.config import BASIS_STORAGES, GIVEN, LayerOptions
 from keras_randlora.tools import (
-    cast,
     is_traced,
-    keras_internals,
     one_of,
     to_numpy,
 )
 from keras_randlora.update.formula import UpdateShape, pair_size
-from keras_randlora.update.gradient import computed_after
+from keras_randlora.update.reader import Analysed, BasisReader
 
 Array = Any
 _SAMPLE = 32  # rows and columns of a basis that tell it from another one
@@ -87,7 +82,7 @@ class BasisBank(keras.layers.Layer):
         self.b_columns = b_columns
         self.spec = BasisSpec(basis=basis, sparsity=sparsity, seed=seed)
         self.storage = storage
-        self._sparse: tuple[int, dict[tuple[int, int], SparseOperator]] = (0, {})
+        self._analysed = Analysed()
         self.build()
 
     @classmethod
@@ -174,20 +169,12 @@ class BasisBank(keras.layers.Layer):
             `basis_a` of shape `(r, s)`, and `basis_b` `(l, n * r)` as an operator. The
             product of both must be multiplied by `pair_scale`.
         """
-        dtype = keras.backend.standardize_dtype(dtype)
-        size = PairSize(self.rank, shape.smaller, shape.larger, shape.columns)
-        if dtype == "float32" and self._is_sparse(stored):
-            basis_a = cast(stored[0][:, : shape.smaller], dtype)
-            return basis_a, self._sparse_operator(stored[1], size)
-        kind = self.spec.kind
-        held = stored or self._draw_ops(size, after)
-        basis_a, *of_b = (
-            self._converted(basis[:rows, :columns], dtype, after)
-            for basis, (rows, columns) in zip(
-                held, kind.shapes(size).values(), strict=True
-            )
-        )
-        return basis_a, kind.operator(of_b, size)
+        return self.reader.read(stored, shape, dtype, after)
+
+    @property
+    def reader(self) -> BasisReader:
+        """What reads the bases of a layer, and holds none of them."""
+        return BasisReader(self.rank, self.spec, self._held_dtype, self._analysed)
 
     @property
     def pair_scale(self) -> float:
@@ -211,7 +198,7 @@ class BasisBank(keras.layers.Layer):
     def operations(self, shape: UpdateShape) -> int:
         """Count the operations of a product of a layer's B with one column."""
         sides = shape.larger, shape.columns
-        if self._is_sparse(self.stored()):
+        if self.reader.is_sparse(self.stored()):
             return sparse_operations(*sides, self.spec)
         return self.spec.kind.operations(*sides)
 
@@ -272,10 +259,6 @@ class BasisBank(keras.layers.Layer):
             "storage": self.storage,
         }
 
-    def _is_sparse(self, stored: Sequence[Array]) -> bool:
-        """Return whether B is multiplied by its entries where it is float32."""
-        return bool(stored) and sparse_pays(self.spec, stored[1])
-
     @property
     def _held_dtype(self) -> str:
         """The dtype of stored bases, to which regenerated ones are rounded too."""
@@ -291,35 +274,6 @@ class BasisBank(keras.layers.Layer):
             trainable=False,
             autocast=False,
         )
-
-    def _draw_ops(self, size: PairSize, after: Array | None) -> list[Array]:
-        """Draw what `stored()` would hold for one layer."""
-        seed = seed_tensor(self.spec)
-        if after is not None:
-            seed = computed_after(after, seed)
-        drawn = self.spec.kind.draw_ops(self.spec, size, seed)
-        return [cast(basis, self._held_dtype) for basis in drawn]
-
-    def _sparse_operator(self, entries: Array, size: PairSize) -> SparseOperator:
-        """Return the leading part of B, analysed once for each size.
-
-        What was analysed of entries that have been assigned anew since is dropped.
-        """
-        version = keras_internals.version_of(entries)
-        if self._sparse[0] != version:
-            self._sparse = version, {}
-        known, key = self._sparse[1], (size.larger, size.columns)
-        if key not in known:
-            part = entries[: size.larger, : size.columns]
-            known[key] = SparseOperator.of_entries(part)
-        return known[key]
-
-    def _converted(self, basis: Array, dtype: Any, after: Array | None) -> Array:
-        if keras.backend.standardize_dtype(basis.dtype) == dtype:
-            return basis
-        if after is not None:
-            basis = computed_after(after, basis)
-        return cast(basis, dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_randlora")

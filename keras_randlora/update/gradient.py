@@ -157,16 +157,22 @@ def _jax(forward: Forward, backward: Backward, trained: int) -> Forward:
 def _tensorflow(forward: Forward, backward: Backward, trained: int) -> Forward:
     import tensorflow as tf
 
+    def gradients(tensors: tuple[Any, ...], gradient: Any) -> tuple[Any, ...]:
+        frozen = len(tensors) - trained
+        return *backward(tensors, gradient), *(None,) * frozen
+
     @tf.custom_gradient
     def function(*tensors: Any) -> Any:
-        def gradients(gradient: Any) -> tuple[Any, ...]:
-            frozen = len(tensors) - trained
-            return *backward(tensors, gradient), *(None,) * frozen
+        return forward(*tensors), lambda gradient: gradients(tensors, gradient)
 
-        return forward(*tensors), gradients
+    def apply(*tensors: Any) -> Any:
+        # A variable would count as one that `forward` closes over.
+        outputs = function(*map(tf.convert_to_tensor, tensors))
+        if not tf.executing_eagerly():
+            keras_internals.replace_gradient(outputs, gradients)
+        return outputs
 
-    # A variable among the arguments would count as one that `forward` closes over.
-    return lambda *tensors: function(*map(tf.convert_to_tensor, tensors))
+    return apply
 
 
 _BACKENDS = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}

@@ -124,6 +124,56 @@ def test_a_write_changes_the_version():
     assert internals.version_of(variable.value) > before
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.func is torch's")
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
+)
+def test_transforms_are_seen_where_they_are_at_work():
+    import torch
+
+    seen = []
+
+    def look(x):
+        seen.append((internals.in_forward_mode(), internals.is_transformed()))
+        return x.sum()
+
+    x = torch.ones(3)
+    look(x)
+    torch.func.grad(look)(x)
+    torch.func.vmap(look)(x)
+    torch.func.jvp(look, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        look(x)
+    look(x)
+    none, reverse, forward = (False, False), (False, True), (True, True)
+    assert seen == [none, reverse, reverse, forward, forward, none]
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's registry")
+def test_a_graphs_gradient_is_replaced():
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def double(x):
+        return 2.0 * x, lambda gradient: 2.0 * gradient
+
+    def gradients(tensors, gradient):
+        return (7.0 * gradient * tensors[0],)
+
+    @tf.function
+    def function(x):
+        outputs = double(x)
+        internals.replace_gradient(outputs, gradients)
+        return outputs
+
+    x = tf.constant(3.0)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        outputs = function(x)
+    assert float(outputs) == 6.0
+    assert float(tape.gradient(outputs, x)) == 21.0
+
+
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_quantized_kernels(mode):
     einsum = layers.EinsumDense("abc,cde->abde", (None, 3, 5), name="e")
