@@ -200,6 +200,7 @@ def compiled(rate, **options):
     return model
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_replaced_learning_rate_is_said(path):
     kr.save_optimizer(fitted(Adam(0.01)), path)
     model = compiled(0.5)
@@ -208,6 +209,7 @@ def test_a_replaced_learning_rate_is_said(path):
     np.testing.assert_allclose(as_numpy(model.optimizer.learning_rate), 0.01)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_schedule_stays_and_goes_on(path):
     kr.save_optimizer(fitted(Adam(0.01)), path)
     schedule = CosineDecay(0.01, 10)

@@ -77,6 +77,8 @@ def test_outputs_are_those_of_float32_up_to_rounding(policy, compute, in_policy)
     models = [in_policy(used, compute=compute) for used in ("float32", policy)]
     rng = np.random.default_rng(2)
     for exact, rounded in zip(*(model.weights for model in models), strict=True):
+        if "randlora_bank" in exact.path:  # which takes the bases of its seed only
+            continue
         value = as_numpy(exact) + 0.02 * rng.standard_normal(exact.shape)
         exact.assign(value)
         rounded.assign(value)
