@@ -204,9 +204,13 @@ def replace_gradient(outputs: Any, gradients: Callable[..., Sequence[Any]]) -> N
     from tensorflow.python.framework import ops
 
     name = outputs.op.get_attr("_gradient_op_type").decode()
+    graph: Callable[[], Any] = weakref.ref(outputs.graph)
+    own = outputs.op.name
 
     def gradient(op: Any, of_outputs: Any, *_: Any) -> list[Any]:
-        # TensorFlow passes the outputs and the arguments on as one `IdentityN`.
+        # `tf.saved_model.save` names no operation.
+        op = op or graph().get_operation_by_name(own)
+        # It passes on the outputs and the arguments, as one `IdentityN`.
         return [None, *gradients(tuple(op.inputs)[1:], of_outputs)]
 
     registered = ops.gradient_registry._registry
