@@ -5,7 +5,6 @@ Whether a model is adapted is read off its layers (`adapted_state`).
 """
 
 from keras_randlora.adapt.compiled import (
-    models_compiled,
     models_holding,
     renew_optimizers,
 )
@@ -85,7 +84,6 @@ __all__ = [
     "layout_map",
     "merge_randlora",
     "merged",
-    "models_compiled",
     "models_holding",
     "rematerialize",
     "renew_optimizers",

@@ -41,11 +41,6 @@ def note_compiled(model: keras.Model) -> None:
     _COMPILED.add(model)
 
 
-def models_compiled(layers: Sequence[keras.layers.Layer]) -> list[keras.Model]:
-    """Return the models that hold one of the layers and have compiled a function."""
-    return _holding(list(_COMPILED), layers)
-
-
 def models_holding(
     model: keras.Model, layers: Sequence[keras.layers.Layer]
 ) -> list[keras.Model]:
