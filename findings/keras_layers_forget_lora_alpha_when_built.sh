@@ -3,7 +3,8 @@
 #   that comes back from a .keras file, whose configuration holds lora_alpha.
 # Really: building calls enable_lora(rank) without alpha, which puts alpha back to the rank: the
 #   scale is 1. A model with enable_lora(2, lora_alpha=8) trains on at a quarter of its scale
-#   after it was saved and opened.
+#   after it was saved and opened. In the source of keras-nightly 3.16.0.dev2026102704 building
+#   passes alpha on.
 # Seen on 2026-11-29: keras 3.15.1, jax 0.10.2 (the code is the same for every backend)
 set -eu
 folder=$(mktemp -d)
