@@ -16,6 +16,7 @@ from keras_randlora.export.saved_model import (
 )
 from keras_randlora.export.stages import Say
 from keras_randlora.export.torch_program import write_torch
+from keras_randlora.export.transformers_folder import write_transformers
 
 _LARGEST_MESSAGE = 2**31 - 1
 
@@ -82,8 +83,5 @@ FORMATS: dict[str, Format] = {
     "preset": Format(
         lambda model, path, say: model.save_to_preset(path), method="save_to_preset"
     ),
-    "transformers": Format(
-        lambda model, path, say: model.export_to_transformers(path),
-        method="export_to_transformers",
-    ),
+    "transformers": Format(write_transformers, method="export_to_transformers"),
 }
