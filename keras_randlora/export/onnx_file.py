@@ -7,7 +7,9 @@ no converter folds or copies a weight; the file gets each of them once, one by o
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -142,9 +144,18 @@ def _trace_tensorflow(function: StatelessModel) -> tuple[Any, dict[str, Any]]:
         ],
     )
     run = tf.function(function.flat, input_signature=signature, autograph=False)
-    model, _ = tf2onnx.convert.from_function(
-        run, signature, opset=OPSET, custom_op_handlers={"Erfc": (_convert_erfc, [])}
+    convert = functools.partial(
+        tf2onnx.convert.from_function,
+        run,
+        signature,
+        opset=OPSET,
+        custom_op_handlers={"Erfc": (_convert_erfc, [])},
     )
+    try:
+        with _optimizers_in_place():
+            model, _ = convert()
+    except Exception:
+        model, _ = convert()  # which goes on where one of its optimizers fails
     # Keras computes some constants before the function, which takes them as inputs.
     traced = run.get_concrete_function(*signature)
     constants = traced.captured_inputs
@@ -152,6 +163,19 @@ def _trace_tensorflow(function: StatelessModel) -> tuple[Any, dict[str, Any]]:
     if constants:
         weights |= dict(zip(names, constants, strict=True))
     return model, weights
+
+
+@contextlib.contextmanager
+def _optimizers_in_place() -> Iterator[None]:
+    """Keep tf2onnx from copying the graph before each of its optimizers."""
+    name = "TF2ONNX_CATCH_ERRORS"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "FALSE")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def _convert_erfc(graph: Any, node: Any, name: str, arguments: Any) -> None:
