@@ -7,9 +7,7 @@ no converter folds or copies a weight; the file gets each of them once, one by o
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -131,7 +129,7 @@ def _rename(graph: Any, names: Mapping[str, str]) -> None:
 def _trace_tensorflow(function: StatelessModel) -> tuple[Any, dict[str, Any]]:
     """Return the graph that tf2onnx makes, and the weights among its inputs."""
     import tensorflow as tf
-    import tf2onnx
+    from tf2onnx import tf_loader
 
     weights = {f"weight_{i}": v for i, v in enumerate(function.variables)}
     signature = (
@@ -143,39 +141,69 @@ def _trace_tensorflow(function: StatelessModel) -> tuple[Any, dict[str, Any]]:
             )
         ],
     )
-    run = tf.function(function.flat, input_signature=signature, autograph=False)
-    convert = functools.partial(
-        tf2onnx.convert.from_function,
-        run,
-        signature,
-        opset=OPSET,
-        custom_op_handlers={"Erfc": (_convert_erfc, [])},
-    )
-    try:
-        with _optimizers_in_place():
-            model, _ = convert()
-    except Exception:
-        model, _ = convert()  # which goes on where one of its optimizers fails
+    traced = tf.function(
+        function.flat, input_signature=signature, autograph=False
+    ).get_concrete_function(*signature)
+    taken = [tensor.name for tensor in traced.inputs]
+    names = [*weights, *function.inputs.names]
     # Keras computes some constants before the function, which takes them as inputs.
-    traced = run.get_concrete_function(*signature)
-    constants = traced.captured_inputs
-    names = [tensor.name for tensor in traced.inputs[-len(constants) :]]
-    if constants:
-        weights |= dict(zip(names, constants, strict=True))
-    return model, weights
-
-
-@contextlib.contextmanager
-def _optimizers_in_place() -> Iterator[None]:
-    """Keep tf2onnx from copying the graph before each of its optimizers."""
-    name = "TF2ONNX_CATCH_ERRORS"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, "FALSE")
+    constants = dict(zip(taken[len(names) :], traced.captured_inputs, strict=True))
+    outputs = [tensor.name for tensor in traced.outputs]
+    with tf.device("/cpu:0"):
+        graph = tf_loader.from_function(traced, taken, outputs)
+    renamed = dict(zip(taken, names, strict=False))
     try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
+        model = _converted(graph, taken, outputs, renamed, careful=False)
+    except Exception:
+        model = _converted(graph, taken, outputs, renamed, careful=True)
+    return model, weights | constants
+
+
+def _converted(
+    graph: Any,
+    inputs: list[str],
+    outputs: list[str],
+    renamed: dict[str, str],
+    careful: bool,
+) -> Any:
+    """Return the ONNX model of a TensorFlow graph.
+
+    tf2onnx has twelve optimizers and runs all of them again until none finds anything.
+    Half of them are for operations that few models have. `careful` goes on where one
+    fails, for which tf2onnx copies the graph before each.
+    """
+    import tensorflow as tf
+    from tf2onnx import optimizer, tfonnx
+    from tf2onnx.optimizer import (
+        BackToBackOptimizer,
+        ConstFoldOptimizer,
+        EinsumOptimizer,
+        IdentityOptimizer,
+        MergeDuplicatedNodesOptimizer,
+        TransposeOptimizer,
+    )
+
+    optimizers = {
+        "optimize_transpose": TransposeOptimizer,
+        "fold_constants": ConstFoldOptimizer,
+        "merge_duplication": MergeDuplicatedNodesOptimizer,
+        "remove_identity": IdentityOptimizer,
+        "remove_back_to_back": BackToBackOptimizer,
+        "einsum_optimizer": EinsumOptimizer,
+    }
+    with tf.Graph().as_default() as imported:
+        tf.import_graph_def(graph, name="")
+        converted = tfonnx.process_tf_graph(
+            imported,
+            continue_on_error=True,
+            opset=OPSET,
+            custom_op_handlers={"Erfc": (_convert_erfc, [])},
+            input_names=inputs,
+            output_names=outputs,
+            tensors_to_rename=renamed,
+        )
+        optimized = optimizer.optimize_graph(converted, careful, optimizers)
+        return optimized.make_model("a Keras model")
 
 
 def _convert_erfc(graph: Any, node: Any, name: str, arguments: Any) -> None:
