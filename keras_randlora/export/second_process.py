@@ -21,12 +21,12 @@ import keras
 
 from keras_randlora.export.formats import FORMATS
 from keras_randlora.export.stages import Say
-from keras_randlora.tools.keras_internals import layers_below
+from keras_randlora.tools import keras_internals
 
 
 def require_importable_classes(model: keras.Model, format: str, backend: str) -> None:
     """Refuse classes that a second process, on `backend`, could not find."""
-    for layer in layers_below(model):
+    for layer in keras_internals.layers_below(model):
         kind = type(layer)
         if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
             raise ValueError(
@@ -147,7 +147,9 @@ def _without_preprocessors(model: keras.Model) -> Iterator[None]:
     keras-hub's own, and then a second process could not load them.
     """
     with contextlib.ExitStack() as undo:
-        for layer in {id(x): x for x in (model, *layers_below(model))}.values():
+        layers = {id(model): model}
+        layers.update({id(x): x for x in keras_internals.layers_below(model)})
+        for layer in layers.values():
             if getattr(layer, "preprocessor", None) is not None:
                 config = {**layer.get_config(), "preprocessor": None}
                 object.__setattr__(layer, "get_config", lambda it=config: dict(it))
@@ -157,5 +159,5 @@ def _without_preprocessors(model: keras.Model) -> Iterator[None]:
 
 def _defining_modules(model: keras.Model) -> list[str]:
     """Return the modules that must be imported to load the model."""
-    modules = {type(layer).__module__ for layer in layers_below(model)}
+    modules = {type(layer).__module__ for layer in keras_internals.layers_below(model)}
     return sorted(m for m in modules if m.split(".")[0] != "keras")

@@ -299,6 +299,21 @@ def test_a_layer_is_run_through_another_call():
     internals.forget_losses(layer)
 
 
+def test_the_inputs_of_a_model_are_named():
+    (spec,) = internals.input_signature(model_of(dense()))
+    assert spec.shape == (None, 6) and spec.dtype == "float32"
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of torch's tracer")
+def test_the_tracer_is_quiet():
+    import torch
+
+    assert torch._C._jit_is_onnx_log_enabled()
+    with internals.quiet_tracer():
+        assert not torch._C._jit_is_onnx_log_enabled()
+    assert torch._C._jit_is_onnx_log_enabled()
+
+
 def test_every_function_is_tested():
     functions = [
         name
