@@ -305,13 +305,18 @@ def test_the_inputs_of_a_model_are_named():
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="of torch's tracer")
-def test_the_tracer_is_quiet():
+@pytest.mark.parametrize("before", [True, False])
+def test_the_tracer_is_quiet(before):
     import torch
 
-    assert torch._C._jit_is_onnx_log_enabled()
-    with internals.quiet_tracer():
-        assert not torch._C._jit_is_onnx_log_enabled()
-    assert torch._C._jit_is_onnx_log_enabled()
+    at_first = torch._C._jit_is_onnx_log_enabled()
+    torch._C._jit_set_onnx_log_enabled(before)
+    try:
+        with internals.quiet_tracer():
+            assert not torch._C._jit_is_onnx_log_enabled()
+        assert torch._C._jit_is_onnx_log_enabled() == before
+    finally:
+        torch._C._jit_set_onnx_log_enabled(at_first)
 
 
 def test_every_function_is_tested():
