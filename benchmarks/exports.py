@@ -5,6 +5,7 @@ python -m benchmarks.exports --backends tensorflow --formats onnx litert
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import keras_randlora as kr
 from benchmarks import command_line, results
@@ -20,13 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = results.new("exports", settings)
     for backend in options.backends:
         heading = f"Exports of {options.model} on {backend}"
-        print(heading, flush=True)
-        rows = []
+        rows: list[dict[str, Any]] = []
+        result["cases"].append({"heading": heading, "backend": backend, "rows": rows})
         for format in options.formats:
+            print(f"{heading}: {format} …", flush=True)
             one = {**settings, "format": format}
             rows += rows_of("benchmarks.export_worker", one, backend, options.threads)
-        result["cases"].append({"heading": heading, "backend": backend, "rows": rows})
-        results.write(result, options.out, "Exports")
+            results.write(result, options.out, "Exports")
     return results.show(result, options.out)
 
 
