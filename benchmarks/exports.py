@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for; return 1 where something failed."""
     options = parse(arguments)
     settings = command_line.settings(options)
-    result = results.new("exports", settings)
+    result = results.new("life_cycle", settings)
     for backend in options.backends:
         heading = f"Exports of {options.model} on {backend}"
         rows: list[dict[str, Any]] = []

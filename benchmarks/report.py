@@ -196,7 +196,6 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "step_time": step_time,
     "single_layer": single_layer,
     "life_cycle": life_cycle,
-    "exports": life_cycle,
     "basis_quality": basis_quality,
     "profile": profile,
     "long_sequences": long_sequences,
