@@ -93,7 +93,7 @@ def merge(arguments: argparse.Namespace) -> None:
             "'.keras'."
         )
     with replacing(output) as place:
-        kind.write(model, place)
+        kind.write(model, place, _say)
     _say("Done.")
 
 

@@ -4,6 +4,7 @@ Usage: python artefact_worker.py REQUESTS, a JSON file with a list of objects:
 
 - `format`, `path`: the artefact; for `"preset"` also `class`, a name in
   `keras_hub.models`;
+- `single`: whether there is one input only;
 - `batches`: `.npz` files with named inputs (any name if there is one input only);
 - `results`: `.npz` file to write, with the output of batch i as `output_i`.
 """
@@ -22,12 +23,10 @@ def tf_saved_model(path, request):
     loaded = tf.saved_model.load(path)
     signature = loaded.signatures["serving_default"]
     _, specs = signature.structured_input_signature
-    stored = tf.train.list_variables(f"{path}/variables/variables")
     facts = {
         "names": sorted(specs),
         "shapes": [list(specs[name].shape) for name in sorted(specs)],
-        "stored": parameters_in(stored, "variables/"),
-        "used": parameters_in(stored, "_all_variables/"),
+        "stored": stored_parameters(f"{path}/variables/variables"),
     }
 
     def run(inputs):
@@ -37,9 +36,15 @@ def tf_saved_model(path, request):
     return run, list(specs), facts
 
 
-def parameters_in(stored, group):
-    """Count the parameters of one list; Keras writes every variable in two lists."""
-    return sum(math.prod(shape) for name, shape in stored if name.startswith(group))
+def stored_parameters(prefix):
+    """Count the parameters in a checkpoint of TensorFlow."""
+    import tensorflow as tf
+
+    return sum(
+        math.prod(shape)
+        for name, shape in tf.train.list_variables(prefix)
+        if name.endswith("VARIABLE_VALUE")
+    )
 
 
 def onnx(path, request):
@@ -66,6 +71,25 @@ def openvino(path, request):
     model = ov.Core().compile_model(path, "CPU", exact)
     names = [tensor.any_name for tensor in model.inputs]
     return lambda inputs: model(inputs)[0], names, {}
+
+
+def torch(path, request):
+    import torch
+
+    module = torch.export.load(path).module()
+    single = request["single"]
+
+    def run(inputs):
+        given = {name: torch.tensor(array) for name, array in inputs.items()}
+        return module(next(iter(given.values())) if single else given).numpy()
+
+    facts = {
+        "keras": "keras" in sys.modules,
+        "parameters": sum(
+            map(math.prod, (tensor.shape for tensor in module.state_dict().values()))
+        ),
+    }
+    return run, ["input"] if single else [], facts
 
 
 def keras(path, request):
@@ -115,7 +139,16 @@ def transformers(path, request):
 
 RUNTIMES = {
     reader.__name__: reader
-    for reader in (tf_saved_model, onnx, litert, openvino, keras, preset, transformers)
+    for reader in (
+        tf_saved_model,
+        onnx,
+        litert,
+        openvino,
+        torch,
+        keras,
+        preset,
+        transformers,
+    )
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from models import EXAMPLES, moved_adapter
+from models import EXAMPLES, moved_adapter, structure_of, values_of
 
 import keras_randlora as kr
 
@@ -21,6 +21,18 @@ def adapted(name, values=3, **options):
     kr.enable_randlora(model, **{"rank": 3, "targets": "all-linear", **options})
     kr.set_adapter(model, moved_adapter(model, values))
     return model
+
+
+def unchanging(model):
+    """Return what an export must leave as it was."""
+    structure = structure_of(model)
+    # Keras's SavedModel leaves these behind on TensorFlow, all of them `None`.
+    functions = {"train_function", "test_function", "predict_function"}
+    structure["layers"] = [
+        (*rest, None if names is None else [n for n in names if n not in functions])
+        for *rest, names in structure["layers"]
+    ]
+    return structure, values_of(model)
 
 
 def batches(name):
@@ -65,6 +77,7 @@ def run(folder, artefacts):
                 "format": format,
                 "path": str(path),
                 "class": kind[0] if kind else None,
+                "single": len(batches(name)[0]) == 1,
                 "batches": files,
                 "results": str(folder / f"results-{index}.npz"),
             }

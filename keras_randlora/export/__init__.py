@@ -3,11 +3,9 @@
 In: an adapted model and a format. Out: a file or folder without a trace of the adapter.
 """
 
-from keras_randlora.export.artefacts import (
-    FORMATS,
-    export_merged,
-    run_request,
-)
+from keras_randlora.export.artefacts import export_merged
+from keras_randlora.export.formats import FORMATS
+from keras_randlora.export.second_process import run_request
 
 __all__ = [
     "FORMATS",

@@ -1,24 +1,15 @@
 """Artefacts of the merged model, for people who have neither Keras nor this package.
 
-A format that only one backend writes is written there: a model that runs on another
-one travels through a temporary `.keras` file to a process that has the right backend.
+A format that this backend does not write is written by a second process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
-import json
-import math
 import os
-import subprocess
-import sys
-import tempfile
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import keras
 
@@ -33,92 +24,14 @@ from keras_randlora.adapt import (
     summary,
     warn_of_zero_update,
 )
-from keras_randlora.export.saved_model import to_litert, to_onnx, to_openvino
-from keras_randlora.tools import (
-    bytes_of,
-    keras_internals,
-    local_path,
-    replacing,
-    to_numpy,
+from keras_randlora.export.formats import FORMATS
+from keras_randlora.export.onnx_file import UntraceableError
+from keras_randlora.export.second_process import (
+    require_importable_classes,
+    write_elsewhere,
 )
-
-_LARGEST_MESSAGE = 2**31 - 1
-
-
-class Format(NamedTuple):
-    """How an artefact is written.
-
-    Attributes:
-        write: Writes the merged model to a path.
-        backend: The one backend that writes it, `None` if each of them does.
-        suffix: What the file's name ends in, `None` for a folder.
-        beside: What the name of a second file ends in.
-        packages: What must be installed.
-        method: The method of a keras-hub model that is called.
-        max_bytes: Size of the weights that the file's format allows, in bytes.
-    """
-
-    write: Callable[[keras.Model, str], Any]
-    backend: str | None = None
-    suffix: str | None = None
-    beside: str | None = None
-    packages: tuple[str, ...] = ()
-    method: str | None = None
-    max_bytes: float = math.inf
-
-
-def _saved_model(model: keras.Model, path: str) -> None:
-    model.export(path, format="tf_saved_model", verbose=False)
-
-
-def _through_saved_model(
-    convert: Callable[[str, str], None],
-) -> Callable[[keras.Model, str], None]:
-    """Return a writer that converts a temporary SavedModel."""
-
-    def write(model: keras.Model, path: str) -> None:
-        with tempfile.TemporaryDirectory(prefix="keras-randlora-") as folder:
-            _saved_model(model, folder)
-            convert(folder, path)
-
-    return write
-
-
-# TensorFlow keeps both the batch and the sequence dimension of a text model open in a
-# SavedModel; jax2tf fails on two open dimensions, and Keras has no SavedModel from
-# torch. What the converters make of it has the same names and the same dimensions.
-FORMATS: dict[str, Format] = {
-    "tf_saved_model": Format(_saved_model, "tensorflow", packages=("tensorflow",)),
-    "onnx": Format(
-        _through_saved_model(to_onnx),
-        "tensorflow",
-        suffix=".onnx",
-        packages=("tensorflow", "onnx", "tf2onnx"),
-        max_bytes=_LARGEST_MESSAGE,
-    ),
-    "litert": Format(
-        _through_saved_model(to_litert),
-        "tensorflow",
-        suffix=".tflite",
-        packages=("tensorflow",),
-        max_bytes=_LARGEST_MESSAGE,
-    ),
-    "openvino": Format(
-        _through_saved_model(to_openvino),
-        "tensorflow",
-        suffix=".xml",
-        beside=".bin",
-        packages=("tensorflow", "openvino"),
-    ),
-    "keras": Format(lambda model, path: model.save(path), suffix=".keras"),
-    "preset": Format(
-        lambda model, path: model.save_to_preset(path), method="save_to_preset"
-    ),
-    "transformers": Format(
-        lambda model, path: model.export_to_transformers(path),
-        method="export_to_transformers",
-    ),
-}
+from keras_randlora.export.stages import Say, speaker
+from keras_randlora.tools import bytes_of, local_path, replacing, to_numpy
 
 
 def export_merged(
@@ -133,9 +46,9 @@ def export_merged(
 
     The adapted model in memory is unchanged. What is written is not compiled, and as
     trainable as it was before the adaptation. `"tf_saved_model"`, `"onnx"`, `"litert"`
-    and `"openvino"` are written by TensorFlow: on JAX and torch in a second process,
-    and a printed line says so. They have named inputs, and dimensions that are open
-    in the model (batch, sequence) stay open.
+    and `"openvino"` are written by TensorFlow, `"onnx"` and `"torch"` by torch; on
+    another backend in a second process. They have named inputs, and dimensions that
+    are open in the model (batch, sequence) stay open.
 
     | format | written to | runs in |
     |---|---|---|
@@ -143,6 +56,7 @@ def export_merged(
     | `"onnx"` | `.onnx` | ONNX Runtime |
     | `"litert"` | `.tflite`, with LiteRT's own operations only | `ai-edge-litert` |
     | `"openvino"` | `.xml`, and a `.bin` beside it | OpenVINO |
+    | `"torch"` | `.pt2`, a `torch.export` program | torch |
     | `"keras"` | `.keras` | Keras, without this package |
     | `"preset"` | a folder | keras-hub, without this package |
     | `"transformers"` | a folder | transformers, for families keras-hub can write |
@@ -156,7 +70,7 @@ def export_merged(
         path: Where to write, as the table says.
         format: A format of the table.
         overwrite: Whether to replace what stands at `path`.
-        verbose: Whether to say that a second process writes.
+        verbose: Whether to print a line for each stage of the work.
 
     Raises:
         ValueError: The model is not adapted, the format is unknown or does not fit
@@ -179,9 +93,9 @@ def export_merged(
     path = local_path(path)
     _check_request(model, path, format, overwrite)
     kind = FORMATS[format]
-    elsewhere = kind.backend not in (None, keras.backend.backend())
-    if elsewhere:
-        _require_importable_classes(model, format)
+    backend = kind.writer
+    if backend != keras.backend.backend():
+        require_importable_classes(model, format, backend)
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         replacing(path) as place,
@@ -189,10 +103,34 @@ def export_merged(
         _plain(model, state),
         complete_config(model),
     ):
-        if elsewhere:
-            _write_elsewhere(model, place, format, verbose)
-        else:
-            kind.write(model, place)
+        _write(model, place, format, speaker(format, verbose))
+
+
+def _write(model: keras.Model, path: str, format: str, say: Say) -> None:
+    """Write here if this backend can, else in a second process."""
+    kind = FORMATS[format]
+    own, backend = keras.backend.backend(), kind.writer
+    if backend == own:
+        try:
+            kind.write(model, path, say)
+            return
+        except UntraceableError as error:
+            others = [
+                other
+                for other, packages in kind.backends.items()
+                if other != own and not _missing(packages)
+            ]
+            if not others:
+                raise
+            say(str(error))
+            backend = others[0]
+            require_importable_classes(model, format, backend)
+    write_elsewhere(model, path, format, backend, say)
+
+
+def _missing(packages: tuple[str, ...]) -> list[str]:
+    """Return the packages that are not installed."""
+    return [name for name in packages if not importlib.util.find_spec(name)]
 
 
 def _check_request(
@@ -220,9 +158,10 @@ def _check_request(
         )
     if format == "transformers":
         _require_known_to_transformers(model)
-    missing = [name for name in kind.packages if not importlib.util.find_spec(name)]
+    missing = _missing(kind.backends.get(kind.writer, ()))
     if missing:
-        extra = "tensorflow" if missing == ["tensorflow"] else "export"
+        backend = missing[0] if missing[0] in kind.backends else None
+        extra = backend if missing == [backend] else "export"
         raise ModuleNotFoundError(
             f"format='{format}' needs {' and '.join(missing)}: "
             f"pip install 'keras-randlora[{extra}]'."
@@ -244,20 +183,6 @@ def _require_known_to_transformers(model: keras.Model) -> None:
             f"keras-hub cannot write a {backbone} for transformers, only "
             f"{', '.join(MODEL_EXPORTERS)}. Use format='preset'."
         )
-
-
-def _require_importable_classes(model: keras.Model, format: str) -> None:
-    """Refuse classes that a second process could not find."""
-    for layer in keras_internals.layers_below(model):
-        kind = type(layer)
-        if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
-            backend = FORMATS[format].backend
-            raise ValueError(
-                f"format='{format}' is written by a second process, on {backend}, "
-                f"which cannot import the class {kind.__qualname__} of layer "
-                f"'{layer.path}' from '{kind.__module__}'. Move the class into a "
-                f"module of its own, or run on KERAS_BACKEND={backend}."
-            )
 
 
 @contextlib.contextmanager
@@ -287,75 +212,3 @@ def _untrained(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimi
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
         return keras.optimizers.SGD()
     return keras.optimizers.SGD(float(to_numpy(optimizer.learning_rate)))
-
-
-def _write_elsewhere(model: keras.Model, path: str, format: str, verbose: bool) -> None:
-    """Write through a process that runs Keras on the format's backend."""
-    backend = str(FORMATS[format].backend)
-    if verbose:
-        print(
-            f"Writing '{format}' in a second process, which runs Keras on {backend} …",
-            flush=True,
-        )
-    with tempfile.TemporaryDirectory(prefix="keras-randlora-") as folder:
-        source = os.path.join(folder, "merged.keras")
-        failure = Path(folder) / "failure.txt"
-        model.save(source)
-        request = {
-            "source": source,
-            "path": path,
-            "format": format,
-            "modules": _defining_modules(model),
-            "search_path": sys.path,
-            "failure": str(failure),
-        }
-        result = subprocess.run(
-            [sys.executable, "-c", _WORKER, json.dumps(request)],
-            # This process may hold all memory of the accelerator.
-            env={**os.environ, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "-1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if result.returncode:
-            reason = failure.read_text() if failure.exists() else result.stderr
-            raise RuntimeError(
-                f"Writing '{format}' takes a second process that runs Keras on "
-                f"{backend}, and that process failed (exit status "
-                f"{result.returncode}):\n{reason.strip()[-2000:]}"
-            )
-
-
-_WORKER = """
-import json, sys
-request = json.loads(sys.argv[1])
-sys.path[:] = request["search_path"]
-from keras_randlora import export
-sys.exit(export.run_request(request))
-"""
-
-
-def run_request(request: dict[str, Any]) -> int:
-    """Write what another process asked for, see `_write_elsewhere`.
-
-    Returns:
-        The exit status: 0, or 1 with a traceback in the file `request["failure"]`.
-    """
-    try:
-        for module in request["modules"]:
-            importlib.import_module(module)
-        # The other process has just written this file, so it can be trusted.
-        model = keras.saving.load_model(
-            request["source"], compile=False, safe_mode=False
-        )
-        FORMATS[request["format"]].write(model, request["path"])
-    except Exception:
-        Path(request["failure"]).write_text(traceback.format_exc())
-        return 1
-    return 0
-
-
-def _defining_modules(model: keras.Model) -> list[str]:
-    """Return the modules that must be imported to load the model."""
-    modules = {type(layer).__module__ for layer in keras_internals.layers_below(model)}
-    return sorted(m for m in modules if m.split(".")[0] != "keras")

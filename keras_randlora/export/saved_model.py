@@ -1,4 +1,4 @@
-"""A TensorFlow SavedModel converted to ONNX, LiteRT and OpenVINO.
+"""A TensorFlow SavedModel, and what is converted from one: LiteRT and OpenVINO.
 
 Runs where TensorFlow is the backend; see `export`. The converters are imported where
 they are used, since none of them is needed by anything else.
@@ -6,99 +6,79 @@ they are used, since none of them is needed by anything else.
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ONNX_OPSET = 18
+import keras
+
+from keras_randlora.export.stages import Say
+from keras_randlora.tools import keras_internals
+
 _SIGNATURE = "serving_default"
 
 
-def to_onnx(folder: str, path: str) -> None:
-    """Convert the SavedModel in `folder` to the ONNX file `path`.
-
-    Raises:
-        RuntimeError: The model has operations that ONNX does not know.
-    """
-    import onnx
-    import tf2onnx
-    from tf2onnx import tf_loader
-
-    graph, inputs, outputs, _, names = tf_loader.from_saved_model(
-        folder,
-        None,
-        None,
-        tag="serve",
-        signatures=[_SIGNATURE],
-        return_initialized_tables=True,
-        return_tensors_to_rename=True,
-    )
-    model, _ = tf2onnx.convert.from_graph_def(
-        graph,
-        input_names=inputs,
-        output_names=outputs,
-        tensors_to_rename=names,
-        opset=ONNX_OPSET,
-        custom_op_handlers={"Erfc": (_convert_erfc, [])},
-    )
-    nodes = [*model.graph.node, *(n for f in model.functions for n in f.node)]
-    unknown = {n.op_type for n in nodes if not onnx.defs.has(n.op_type, n.domain)}
-    if unknown:
-        raise RuntimeError(f"ONNX has no counterpart of {sorted(unknown)}.")
-    onnx.save_model(model, path)
+def write_saved_model(model: keras.Model, path: str, say: Say) -> None:
+    """Write the model with one function, `serve`, which is the default signature."""
+    say("tracing the model")
+    archive = keras.export.ExportArchive()
+    signature = keras_internals.input_signature(model)
+    archive.track_and_add_endpoint("serve", model, signature)
+    # Keras lists its own variables there, and TensorFlow's in a list beside it, so that
+    # each of them would be written twice.
+    for name in ("variables", "trainable_variables", "non_trainable_variables"):
+        collection = [variable.value for variable in getattr(model, name)]
+        archive.add_variable_collection(name, collection)
+    say("writing the SavedModel")
+    archive.write_out(path, verbose=False)
 
 
-def _convert_erfc(graph: Any, node: Any, name: str, arguments: Any) -> None:
-    """Write `erfc(x)`, part of GELU, as `1 - erf(x)`: ONNX has no Erfc."""
-    import numpy as np
-    from tf2onnx import utils
-
-    (x,), (result,) = node.input, node.output
-    shape, dtype = graph.get_shape(result), graph.get_dtype(result)
-    one = np.array(1, utils.map_onnx_to_numpy_type(dtype))
-    graph.remove_node(name)
-    erf = graph.make_node("Erf", [x], shapes=[shape], dtypes=[dtype])
-    graph.make_node(
-        "Sub",
-        [graph.make_const(utils.make_name("one"), one).output[0], erf.output[0]],
-        name=name,
-        outputs=[result],
-        shapes=[shape],
-        dtypes=[dtype],
-    )
+@contextlib.contextmanager
+def _temporary_saved_model(model: keras.Model, say: Say) -> Iterator[str]:
+    """Yield the folder of a SavedModel."""
+    with tempfile.TemporaryDirectory(prefix="keras-randlora-") as folder:
+        write_saved_model(model, folder, say)
+        yield folder
 
 
-def to_openvino(folder: str, path: str) -> None:
-    """Convert the SavedModel in `folder` to the files `path` and `path`'s `.bin`.
-
-    Weights keep their precision.
-    """
+def write_openvino(model: keras.Model, path: str, say: Say) -> None:
+    """Write the files `path` and `path`'s `.bin`; weights keep their precision."""
     import openvino
 
-    model = openvino.convert_model(folder)
-    openvino.save_model(model, path, compress_to_fp16=False)
+    with _temporary_saved_model(model, say) as folder:
+        say("converting to OpenVINO")
+        converted = openvino.convert_model(folder)
+        say("writing the weights")
+        openvino.save_model(converted, path, compress_to_fp16=False)
 
 
-def to_litert(folder: str, path: str) -> None:
-    """Convert the SavedModel in `folder` to the LiteRT file `path`.
+def write_litert(model: keras.Model, path: str, say: Say) -> None:
+    """Write a LiteRT file.
 
-    The file has LiteRT's own operations only, so that the plain runtime runs it. The
-    SavedModel itself is changed: see `_expand_dims_for_new_axes`.
+    The file has LiteRT's own operations only, so that the plain runtime runs it.
 
     Raises:
         RuntimeError: The model has operations that LiteRT does not know.
     """
     import tensorflow as tf
 
-    _expand_dims_for_new_axes(Path(folder) / "saved_model.pb")
-    converter = tf.lite.TFLiteConverter.from_saved_model(
-        folder, signature_keys=[_SIGNATURE]
-    )
-    converter.experimental_enable_resource_variables = True
-    try:
-        content = converter.convert()
-    except Exception as error:
-        reason = str(error).split("Details:")[-1].strip()
-        raise RuntimeError(f"LiteRT cannot run this model: {reason[-800:]}") from error
+    with _temporary_saved_model(model, say) as folder:
+        say("converting to LiteRT")
+        _expand_dims_for_new_axes(Path(folder) / "saved_model.pb")
+        converter = tf.lite.TFLiteConverter.from_saved_model(
+            folder, signature_keys=[_SIGNATURE]
+        )
+        converter.experimental_enable_resource_variables = True
+        try:
+            content = converter.convert()
+        except Exception as error:
+            reason = str(error).split("Details:")[-1].strip()
+            raise RuntimeError(
+                f"LiteRT cannot run this model: {reason[-800:]}"
+            ) from error
+    say("writing the weights")
     Path(path).write_bytes(content)
 
 

@@ -30,6 +30,8 @@ have, and fails with one sentence where one is missing.
 | `_adjust_scale_for_dequant` | int8 `EinsumDense` | the axes of its scale |
 | `_num_heads`, `_use_fused_attention_op` | attention layers | the memory of a step |
 | `global_state`, `stateless_scope` | `keras.src.backend.common` | around a call |
+| `_jit_is_onnx_log_enabled` and `_jit_set_…` | `torch._C` | a quiet ONNX tracer |
+| `get_input_signature` | `keras.src.export.export_utils` | what exporters feed |
 
 Each was read in the source of Keras 3.15.0 and 3.15.1. Keras 3.16.0.dev2026102704 has
 all but the attributes of quantized layers.
@@ -434,3 +436,26 @@ def forget_state(optimizer: keras.optimizers.Optimizer) -> None:
     optimizer._trainable_variables_indices = {}
     optimizer.built = False
     optimizer._iterations.assign(0)
+
+
+# Exports
+
+
+def input_signature(model: keras.Model) -> Sequence[Any]:
+    """Return the arguments of a built model as nested `keras.InputSpec`s."""
+    from keras.src.export.export_utils import get_input_signature
+
+    return get_input_signature(model)
+
+
+@contextlib.contextmanager
+def quiet_tracer() -> Iterator[None]:
+    """Keep torch's ONNX tracer from printing the whole graph where it fails."""
+    import torch
+
+    before = torch._C._jit_is_onnx_log_enabled()
+    torch._C._jit_set_onnx_log_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._jit_set_onnx_log_enabled(before)

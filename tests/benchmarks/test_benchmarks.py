@@ -78,6 +78,17 @@ def test_a_life_cycle():
     assert "save the adapter, s" in report.life_cycle(rows)
 
 
+def test_an_export():
+    from benchmarks import export_worker
+
+    rows = export_worker.measure(dict(model="tiny", rank=2, format="preset"))
+    values = {row["measure"]: row["value"] for row in rows}
+    assert values["preset, s"] > 0
+    assert values["preset, bytes / model"] > 1
+    peak = values["preset, peak of all processes / model"]
+    assert peak >= values["preset, held before / model"] > 0
+
+
 @pytest.mark.any_backend
 def test_long_sequences(tmp_path, capsys):
     from benchmarks import long_sequences

@@ -7,31 +7,18 @@ import artefacts
 import keras
 import numpy as np
 import pytest
-from models import EXAMPLES, structure_of, values_of
+from models import EXAMPLES
 
 import keras_randlora as kr
 from keras_randlora.export import artefacts as export
 from keras_randlora.tools import atomic
 
-ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 SAVED_MODELS = {
     # Input names, where the model gives any, and their shapes.
     "mlp": (None, [[None, 6]]),
     "cnn": (None, [[None, 8, 8, 3]]),
     "llama3": (["padding_mask", "token_ids"], [[None, None], [None, None]]),
 }
-
-
-def unchanging(model):
-    """Return what an export must leave as it was."""
-    structure = structure_of(model)
-    # Keras's SavedModel leaves these behind on TensorFlow, all of them `None`.
-    functions = {"train_function", "test_function", "predict_function"}
-    structure["layers"] = [
-        (*rest, None if names is None else [n for n in names if n not in functions])
-        for *rest, names in structure["layers"]
-    ]
-    return structure, values_of(model)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +28,9 @@ def saved_models(tmp_path_factory):
     expected, parameters = {}, {}
     for name in SAVED_MODELS:
         model = artefacts.adapted(name)
-        before = unchanging(model)
+        before = artefacts.unchanging(model)
         kr.export_merged(model, folder / name, verbose=False)
-        assert unchanging(model) == before
+        assert artefacts.unchanging(model) == before
         expected[name] = [artefacts.outputs(model, b) for b in artefacts.batches(name)]
         parameters[name] = EXAMPLES[name].build().count_params()
     requests = [(name, "tf_saved_model", folder / name) for name in SAVED_MODELS]
@@ -61,7 +48,7 @@ def test_saved_model(saved_models, name):
     for actual, wanted in zip(outputs, expected[name], strict=True):
         np.testing.assert_allclose(actual, wanted, atol=1e-5)
     # Neither bases nor λ and γ are stored.
-    assert facts["stored"] == facts["used"] == parameters[name]
+    assert facts["stored"] == parameters[name]
 
 
 def test_saved_model_without_a_trace_in_the_graph(saved_models):
@@ -84,9 +71,9 @@ def plain_types(model):
 @pytest.mark.parametrize("name", ["llama3", "mlp", "cnn"])
 def test_keras_file(name, tmp_path):
     model = artefacts.adapted(name)
-    before = unchanging(model)
+    before = artefacts.unchanging(model)
     kr.export_merged(model, tmp_path / "m.keras", "keras")
-    assert unchanging(model) == before
+    assert artefacts.unchanging(model) == before
     loaded = keras.saving.load_model(tmp_path / "m.keras")
     assert plain_types(loaded) and loaded.trainable
     assert len(loaded.trainable_weights) == len(
@@ -102,9 +89,9 @@ def test_keras_file(name, tmp_path):
 def test_preset(llama, tmp_path):
     import keras_hub
 
-    before = unchanging(llama)
+    before = artefacts.unchanging(llama)
     kr.export_merged(llama, tmp_path / "preset", "preset")
-    assert unchanging(llama) == before
+    assert artefacts.unchanging(llama) == before
     loaded = keras_hub.models.CausalLM.from_preset(
         str(tmp_path / "preset"), preprocessor=None
     )
@@ -137,15 +124,16 @@ def mlp():
         ("onnx", "m", r"must end in '\.onnx'"),
         ("litert", "m.lite", r"must end in '\.tflite'"),
         ("openvino", "m.bin", r"must end in '\.xml'"),
+        ("torch", "m.pt", r"must end in '\.pt2'"),
         ("preset", "m", "`save_to_preset`.*Received: 'mlp', a Functional"),
         ("transformers", "m", "`export_to_transformers`.*'mlp', a Functional"),
     ],
 )
 def test_wrong_requests_are_refused(mlp, tmp_path, format, name, message):
-    before = unchanging(mlp)
+    before = artefacts.unchanging(mlp)
     with pytest.raises(ValueError, match=message):
         kr.export_merged(mlp, tmp_path / "new" / name, format)
-    assert unchanging(mlp) == before
+    assert artefacts.unchanging(mlp) == before
     assert list(tmp_path.iterdir()) == []
 
 
@@ -181,15 +169,16 @@ def test_existing_second_file_needs_overwrite(mlp, tmp_path):
 
 def test_unwritable_place(mlp, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    before = unchanging(mlp)
+    before = artefacts.unchanging(mlp)
     with pytest.raises(OSError, match="file"):
         kr.export_merged(mlp, tmp_path / "file" / "m.keras", "keras")
-    assert unchanging(mlp) == before
+    assert artefacts.unchanging(mlp) == before
 
 
 def test_a_missing_package_is_named(mlp, tmp_path, monkeypatch):
+    needs_more = {backend: ("no_onnx",) for backend in ("tensorflow", "torch")}
     monkeypatch.setitem(
-        export.FORMATS, "onnx", export.FORMATS["onnx"]._replace(packages=("no_onnx",))
+        export.FORMATS, "onnx", export.FORMATS["onnx"]._replace(backends=needs_more)
     )
     message = r"needs no_onnx: pip install 'keras-randlora\[export\]'"
     with pytest.raises(ModuleNotFoundError, match=message):
@@ -241,7 +230,7 @@ def test_a_failing_rename_brings_back_the_former_files(tmp_path, monkeypatch, na
 def test_a_failing_writer_leaves_the_former_artefact(
     mlp, tmp_path, monkeypatch, format, name
 ):
-    def fail(model, path):
+    def fail(model, path, say):
         with open(path, "w") as file:
             file.write("half")
         raise RuntimeError("disk full")
@@ -249,77 +238,12 @@ def test_a_failing_writer_leaves_the_former_artefact(
     broken = export.FORMATS[format]._replace(write=fail, method=None)
     monkeypatch.setitem(export.FORMATS, format, broken)
     (tmp_path / name).write_text("former")
-    before = unchanging(mlp)
+    before = artefacts.unchanging(mlp)
     with pytest.raises(RuntimeError, match="disk full"):
         kr.export_merged(mlp, tmp_path / name, format, overwrite=True)
-    assert unchanging(mlp) == before
+    assert artefacts.unchanging(mlp) == before
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "former"
-
-
-@pytest.mark.skipif(ON_TENSORFLOW, reason="TensorFlow writes in its own process")
-@pytest.mark.parametrize(
-    "worker, message",
-    [
-        ("raise SystemExit('no memory')", r"failed \(exit status 1\):\nno memory"),
-        ("import os; os.kill(os.getpid(), 9)", r"failed \(exit status -9\)"),
-    ],
-)
-def test_a_failing_second_process(mlp, tmp_path, monkeypatch, worker, message):
-    monkeypatch.setattr(export, "_WORKER", worker)
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "former").write_text("former")
-    before = unchanging(mlp)
-    with pytest.raises(RuntimeError, match=message):
-        kr.export_merged(mlp, tmp_path / "m", overwrite=True)
-    assert unchanging(mlp) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["m"]
-    assert (tmp_path / "m" / "former").read_text() == "former"
-
-
-@pytest.mark.skipif(ON_TENSORFLOW, reason="TensorFlow writes in its own process")
-def test_a_second_process_is_announced(mlp, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "_WORKER", "raise SystemExit(1)")
-    for verbose in (True, False):
-        with pytest.raises(RuntimeError):
-            kr.export_merged(mlp, tmp_path / "m.onnx", "onnx", verbose=verbose)
-        said = capsys.readouterr().out
-        assert ("'onnx' in a second process" in said) == verbose
-
-
-def local_class():
-    class Local(keras.layers.Layer):
-        def call(self, inputs):
-            return inputs
-
-    return Local
-
-
-class Scripted(keras.layers.Layer):
-    """A layer whose class says that it was defined in the running script."""
-
-    __module__ = "__main__"
-
-    def call(self, inputs):
-        return inputs
-
-
-@pytest.mark.skipif(ON_TENSORFLOW, reason="TensorFlow writes in its own process")
-@pytest.mark.parametrize(
-    "kind, named",
-    [
-        (local_class(), ".*Local of layer 'mine' from 'test_export'"),
-        (Scripted, "Scripted of layer 'mine' from '__main__'"),
-    ],
-)
-def test_classes_that_a_second_process_cannot_import(tmp_path, kind, named):
-    inputs = keras.Input((6,))
-    outputs = keras.layers.Dense(3, name="head")(kind(name="mine")(inputs))
-    model = keras.Model(inputs, outputs)
-    kr.enable_randlora(model, rank=2, targets="head")
-    with pytest.raises(ValueError, match=f"cannot import the class {named}"):
-        kr.export_merged(model, tmp_path / "m")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):

@@ -299,6 +299,26 @@ def test_a_layer_is_run_through_another_call():
     internals.forget_losses(layer)
 
 
+def test_the_inputs_of_a_model_are_named():
+    (spec,) = internals.input_signature(model_of(dense()))
+    assert spec.shape == (None, 6) and spec.dtype == "float32"
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of torch's tracer")
+@pytest.mark.parametrize("before", [True, False])
+def test_the_tracer_is_quiet(before):
+    import torch
+
+    at_first = torch._C._jit_is_onnx_log_enabled()
+    torch._C._jit_set_onnx_log_enabled(before)
+    try:
+        with internals.quiet_tracer():
+            assert not torch._C._jit_is_onnx_log_enabled()
+        assert torch._C._jit_is_onnx_log_enabled() == before
+    finally:
+        torch._C._jit_set_onnx_log_enabled(at_first)
+
+
 def test_every_function_is_tested():
     functions = [
         name

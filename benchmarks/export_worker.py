@@ -1,0 +1,85 @@
+"""Measures one export of SmolLM2 on one backend, for `benchmarks.exports`."""
+
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import keras_randlora as kr
+from benchmarks.measures import Measures
+from benchmarks.memory import HostMemory
+from benchmarks.models import MODELS, build_keras
+from benchmarks.processes import serve
+
+
+def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of one format."""
+    measures, memory = Measures(), HostMemory()
+    model = build_keras(MODELS[settings["model"]], "float32")
+    size = 4 * model.count_params()
+    kr.enable_randlora(model, rank=settings["rank"])
+    format = settings["format"]
+    suffix = kr.export.FORMATS[format].suffix or ""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{suffix}"
+        held = memory.settle()
+        with measures.seconds(format), Children() as children:
+            kr.export_merged(model, path, format, verbose=False)
+        peak = max(memory.peak(), children.peak)
+        files = [file for file in Path(folder).rglob("*") if file.is_file()]
+        written = sum(file.stat().st_size for file in files)
+    measures.add(f"{format}, bytes / model", written / size)
+    measures.add(f"{format}, peak of all processes / model", peak / size)
+    measures.add(f"{format}, held before / model", held / size)
+    return measures.rows()
+
+
+class Children(threading.Thread):
+    """Watches the memory of this process and those that it starts.
+
+    Attributes:
+        peak: The most bytes that all of them held together.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self._done = threading.Event()
+
+    def __enter__(self) -> "Children":
+        self.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        self.join()
+
+    def run(self) -> None:
+        """Look ten times a second."""
+        while not self._done.is_set():
+            self.peak = max(self.peak, family_bytes())
+            time.sleep(0.1)
+
+
+def family_bytes() -> int:
+    """Return the resident bytes of this process and its children; Linux only."""
+    own = Path("/proc/self")
+    total = _resident(own)
+    for task in Path("/proc/self/task").glob("*"):
+        for child in (task / "children").read_text().split():
+            total += _resident(Path("/proc") / child)
+    return total
+
+
+def _resident(process: Path) -> int:
+    """Return the resident bytes of a process, 0 if it is gone."""
+    try:
+        pages = int((process / "statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return 4096 * pages
+
+
+if __name__ == "__main__":
+    serve(measure)

@@ -1,0 +1,323 @@
+"""An ONNX file, traced by TensorFlow or torch without its weights.
+
+The weights are inputs of the traced graph. It is small, whatever the model's size, and
+no converter folds or copies a weight; the file gets each of them once, one by one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+
+from keras_randlora.export.stages import Say
+from keras_randlora.export.stateless import StatelessModel
+from keras_randlora.tools import keras_internals, to_numpy
+
+OPSET = 18
+# Numbers of protobuf fields in `onnx.proto`.
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
+
+
+class UntraceableError(RuntimeError):
+    """This backend cannot make the graph; another one may."""
+
+
+def write_onnx(model: keras.Model, path: str, say: Say) -> None:
+    """Write an ONNX file whose open axes are open.
+
+    Raises:
+        RuntimeError: The model has operations that ONNX does not know.
+        UntraceableError: torch's tracer fails, or makes sizes a part of the graph.
+    """
+    import onnx
+
+    say("tracing the model")
+    function = StatelessModel(model)
+    traced, weights = _TRACERS[keras.backend.backend()](function)
+    nodes = [*traced.graph.node, *(n for f in traced.functions for n in f.node)]
+    unknown = {n.op_type for n in nodes if not onnx.defs.has(n.op_type, n.domain)}
+    if unknown:
+        raise RuntimeError(f"ONNX has no counterpart of {sorted(unknown)}.")
+    read = set(_names_read(traced.graph))
+    inputs = [value for value in traced.graph.input if value.name not in weights]
+    del traced.graph.input[:]
+    traced.graph.input.extend(inputs)
+    paths = dict(zip(weights, function.names, strict=False))
+    outputs = [value.name for value in traced.graph.output]
+    _rename(
+        traced.graph, paths | dict(zip(outputs, function.output_names, strict=True))
+    )
+    say("writing the weights")
+    used = {paths.get(name, name): w for name, w in weights.items() if name in read}
+    write_with_weights(traced, used, path)
+
+
+def write_with_weights(model: Any, weights: Mapping[str, Any], path: str) -> None:
+    """Write a `ModelProto` and further initializers, of which it holds one at a time.
+
+    Args:
+        model: The model without these initializers.
+        weights: Arrays or variables by the name that the graph reads.
+        path: The file to write.
+    """
+    import onnx
+
+    rest = onnx.ModelProto()
+    rest.CopyFrom(model)
+    rest.ClearField("graph")
+    graph = model.graph.SerializeToString()
+    heads = []
+    for name, weight in weights.items():
+        array = to_numpy(weight)
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=kind)
+        head = tensor.SerializeToString() + _field(_RAW_DATA, array.nbytes)
+        heads.append(_field(_INITIALIZER, len(head) + array.nbytes) + head)
+    size = (
+        len(graph)
+        + sum(map(len, heads))
+        + sum(to_numpy(weight).nbytes for weight in weights.values())
+    )
+    with open(path, "wb") as file:
+        file.write(rest.SerializeToString() + _field(_GRAPH, size) + graph)
+        for head, weight in zip(heads, weights.values(), strict=True):
+            file.write(head)
+            file.write(to_numpy(weight).tobytes())
+
+
+def _field(number: int, size: int) -> bytes:
+    """Return what stands before a protobuf field of `size` bytes."""
+    prefix = bytearray()
+    for value in (number << 3 | 2, size):
+        while value > 127:
+            prefix.append(value & 127 | 128)
+            value >>= 7
+        prefix.append(value)
+    return bytes(prefix)
+
+
+def _names_read(graph: Any) -> Iterator[str]:
+    """Yield the names that nodes read, in loops and branches too."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _names_read(inner)
+    yield from (value.name for value in graph.output)
+
+
+def _rename(graph: Any, names: Mapping[str, str]) -> None:
+    """Give values of a graph other names, in its loops and branches too."""
+    for value in graph.output:
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _rename(inner, names)
+
+
+# TensorFlow
+
+
+def _trace_tensorflow(function: StatelessModel) -> tuple[Any, dict[str, Any]]:
+    """Return the graph that tf2onnx makes, and the weights among its inputs."""
+    import tensorflow as tf
+    from tf2onnx import tf_loader
+
+    weights = {f"weight_{i}": v for i, v in enumerate(function.variables)}
+    signature = (
+        [tf.TensorSpec(v.shape, v.dtype, name) for name, v in weights.items()],
+        [
+            tf.TensorSpec(spec.shape, spec.dtype, name)
+            for spec, name in zip(
+                function.inputs.specs, function.inputs.names, strict=True
+            )
+        ],
+    )
+    traced = tf.function(
+        function.flat, input_signature=signature, autograph=False
+    ).get_concrete_function(*signature)
+    taken = [tensor.name for tensor in traced.inputs]
+    names = [*weights, *function.inputs.names]
+    # Keras computes some constants before the function, which takes them as inputs.
+    constants = dict(zip(taken[len(names) :], traced.captured_inputs, strict=True))
+    outputs = [tensor.name for tensor in traced.outputs]
+    with tf.device("/cpu:0"):
+        graph = tf_loader.from_function(traced, taken, outputs)
+    renamed = dict(zip(taken, names, strict=False))
+    try:
+        model = _converted(graph, taken, outputs, renamed, careful=False)
+    except Exception:
+        model = _converted(graph, taken, outputs, renamed, careful=True)
+    return model, weights | constants
+
+
+def _converted(
+    graph: Any,
+    inputs: list[str],
+    outputs: list[str],
+    renamed: dict[str, str],
+    careful: bool,
+) -> Any:
+    """Return the ONNX model of a TensorFlow graph.
+
+    tf2onnx has twelve optimizers and runs all of them again until none finds anything.
+    Half of them are for operations that few models have. `careful` goes on where one
+    fails, for which tf2onnx copies the graph before each.
+    """
+    import tensorflow as tf
+    from tf2onnx import optimizer, tfonnx
+    from tf2onnx.optimizer import (
+        BackToBackOptimizer,
+        ConstFoldOptimizer,
+        EinsumOptimizer,
+        IdentityOptimizer,
+        MergeDuplicatedNodesOptimizer,
+        TransposeOptimizer,
+    )
+
+    optimizers = {
+        "optimize_transpose": TransposeOptimizer,
+        "fold_constants": ConstFoldOptimizer,
+        "merge_duplication": MergeDuplicatedNodesOptimizer,
+        "remove_identity": IdentityOptimizer,
+        "remove_back_to_back": BackToBackOptimizer,
+        "einsum_optimizer": EinsumOptimizer,
+    }
+    with tf.Graph().as_default() as imported:
+        tf.import_graph_def(graph, name="")
+        converted = tfonnx.process_tf_graph(
+            imported,
+            continue_on_error=True,
+            opset=OPSET,
+            custom_op_handlers={"Erfc": (_convert_erfc, [])},
+            input_names=inputs,
+            output_names=outputs,
+            tensors_to_rename=renamed,
+        )
+        optimized = optimizer.optimize_graph(converted, careful, optimizers)
+        return optimized.make_model("a Keras model")
+
+
+def _convert_erfc(graph: Any, node: Any, name: str, arguments: Any) -> None:
+    """Write `erfc(x)`, part of GELU, as `1 - erf(x)`: ONNX has no Erfc."""
+    import numpy as np
+    from tf2onnx import utils
+
+    (x,), (result,) = node.input, node.output
+    shape, dtype = graph.get_shape(result), graph.get_dtype(result)
+    one = np.array(1, utils.map_onnx_to_numpy_type(dtype))
+    graph.remove_node(name)
+    erf = graph.make_node("Erf", [x], shapes=[shape], dtypes=[dtype])
+    graph.make_node(
+        "Sub",
+        [graph.make_const(utils.make_name("one"), one).output[0], erf.output[0]],
+        name=name,
+        outputs=[result],
+        shapes=[shape],
+        dtypes=[dtype],
+    )
+
+
+# torch
+
+
+def _trace_torch(function: StatelessModel) -> tuple[Any, dict[str, Any]]:
+    """Return the graph that torch's tracer makes, and the weights among its inputs.
+
+    The tracer takes a size that Python has seen for a constant. Such a graph would be
+    wrong at other sizes, so it is made at two.
+    """
+    first, second = (_trace_torch_at(function, number) for number in (0, 1))
+    if first != second:
+        raise UntraceableError(
+            "torch made sizes of its example a part of the graph, which would be wrong "
+            "at other sizes"
+        )
+    return first, {f"weight_{i}": v for i, v in enumerate(function.variables)}
+
+
+def _trace_torch_at(function: StatelessModel, number: int) -> Any:
+    """Return the graph made with the example of this number."""
+    import onnx
+    import torch
+
+    count = len(function.variables)
+
+    class Module(torch.nn.Module):
+        def forward(self, *arguments: Any) -> Any:
+            return tuple(function.flat(arguments[:count], arguments[count:]))
+
+    inputs = function.inputs
+    weights = [variable.value.detach() for variable in function.variables]
+    example = [
+        torch.tensor(a, device=weights[0].device) for a in inputs.example(number)
+    ]
+    content = io.BytesIO()
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        _layer_norm_of_open_sizes(),
+        keras_internals.quiet_tracer(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                Module().eval(),
+                (*weights, *example),
+                content,
+                input_names=[*(f"weight_{i}" for i in range(count)), *inputs.names],
+                dynamic_axes=dict(zip(inputs.names, inputs.open_axes(), strict=True)),
+                opset_version=OPSET,
+                dynamo=False,
+                verbose=False,
+            )
+        except Exception as error:
+            reason = str(error).split("\n", 1)[0][:300]
+            raise UntraceableError(f"torch cannot trace it ({reason})") from error
+    model = onnx.load_model_from_string(content.getvalue())
+    for node in model.graph.node:
+        if node.op_type == "Transpose":
+            _count_axes_from_the_front(node)
+    return model
+
+
+@contextlib.contextmanager
+def _layer_norm_of_open_sizes() -> Iterator[None]:
+    """Let torch translate a layer norm whose normalized axes it has not seen fixed.
+
+    Their number is that of the weight's axes, which is enough for ONNX.
+    """
+    import torch
+
+    def translate(
+        graph: Any, x: Any, shape: Any, weight: Any, bias: Any, *rest: Any
+    ) -> Any:
+        axes = len(weight.type().sizes())
+        epsilon = float(rest[0].node().t("value"))
+        return graph.op(
+            "LayerNormalization", x, weight, bias, axis_i=-axes, epsilon_f=epsilon
+        )
+
+    torch.onnx.register_custom_op_symbolic("aten::layer_norm", translate, OPSET)
+    try:
+        yield
+    finally:
+        torch.onnx.unregister_custom_op_symbolic("aten::layer_norm", OPSET)
+
+
+def _count_axes_from_the_front(transpose: Any) -> None:
+    """Make the negative axes that torch wrote what ONNX allows."""
+    for attribute in transpose.attribute:
+        axes = [axis % len(attribute.ints) for axis in attribute.ints]
+        attribute.ints[:] = axes
+
+
+_TRACERS = {"tensorflow": _trace_tensorflow, "torch": _trace_torch}

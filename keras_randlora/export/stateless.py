@@ -1,0 +1,57 @@
+"""A model as a function of its weights and inputs.
+
+An exporter that gets the weights as inputs neither copies nor folds them, so that the
+artefact holds each of them once: the writer adds them at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_randlora.export.inputs import Inputs
+
+
+class StatelessModel:
+    """A model whose weights are arguments.
+
+    Attributes:
+        inputs: What the model takes.
+        variables: Its variables, in the order of the arguments.
+        names: A name for each variable, its path unless two share it.
+        output_names: After a call, a name for each output: a key of a dictionary, or
+            `output_0` and so on.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        """Take a built model."""
+        self._model = model
+        self._trainable = len(model.trainable_variables)
+        self.inputs = Inputs(model)
+        self.variables = [*model.trainable_variables, *model.non_trainable_variables]
+        self.names: list[str] = []
+        for index, variable in enumerate(self.variables):
+            taken = variable.path in {*self.names, *self.inputs.names}
+            self.names.append(f"{variable.path}_{index}" if taken else variable.path)
+        self.output_names: list[str] = []
+
+    def __call__(self, weights: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        """Return the outputs for flat inputs, with dropout off."""
+        outputs, _ = self._model.stateless_call(
+            list(weights[: self._trainable]),
+            list(weights[self._trainable :]),
+            *self.inputs.nested(inputs),
+            training=False,
+        )
+        flat = keras.tree.flatten(outputs)
+        keyed = isinstance(outputs, dict) and len(outputs) == len(flat)
+        self.output_names = (
+            sorted(outputs) if keyed else [f"output_{i}" for i in range(len(flat))]
+        )
+        return outputs
+
+    def flat(self, weights: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        """Return the same outputs as a list."""
+        return keras.tree.flatten(self(weights, inputs))
