@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_randlora.adapt import Selection, Site, backbone_of, sites
-from keras_randlora.layers import layout_of
+from keras_randlora.layers import holder_of, layout_of
 from keras_randlora.tools import item_size, keras_internals
 from keras_randlora.update import UpdateShape
 
@@ -84,13 +84,16 @@ def step_bytes(
             product, the kernels of adapted layers and the int4 table of the logits.
     """
     item = item_size(model.compute_dtype)
-    trained = {id(site.layer) for site in (*selection.adapted, *selection.also_trained)}
+    trained = {
+        id(holder_of(site.layer))
+        for site in (*selection.adapted, *selection.also_trained)
+    }
     blocks = _blocks(model, trained)
     kept = [step.tokens * _kept(block, step, item) for block in blocks]
     inputs = [step.tokens * block.hidden * item for block in blocks]
     rest = step.tokens * _kept_outside(model, trained, item)
     logits = _logits(model, step, item)
-    kernel = max(shape.inputs * shape.outputs for shape in shapes)
+    kernel = max(shape.entries for shape in shapes)
     temporaries = kernel * _KERNELS_AT_A_TIME * _FLOAT32
     if quantization is not None:
         temporaries += kernel * item
