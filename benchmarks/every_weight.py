@@ -4,7 +4,7 @@
 
 | model | sizes | compared with |
 |---|---|---|
-| `gemma4` | 2 blocks, 1,024 wide, feed-forward 4,096, 8 heads | Keras LoRA, all linear |
+| `gemma4` | 2 blocks, 1,024 wide, inside 4,096, 8 heads | Keras LoRA, all linear |
 | `mixtral` | 1 layer, 512 wide, 8 experts of 1,792 | full fine-tuning of the experts |
 
 Each method runs in a process of its own, one after the other, in several rounds; a

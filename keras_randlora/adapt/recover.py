@@ -49,11 +49,11 @@ def recover(
         train_bias="adapted" if layer.train_bias else "none",
         targets=tuple(site.address for site in adapted),
         also_train=tuple(site.address for site in also_trained),
-        weight_axes={
-            site.address: site.layer.axes
+        weight_axes=tuple(
+            (site.address, site.layer.axes)
             for site in adapted
-            if isinstance(site.layer, LinearWeight)
-        },
+            if isinstance(site.layer, LinearWeight) and site.layer.axes
+        ),
     )
     return config, Selection(adapted, also_trained)
 

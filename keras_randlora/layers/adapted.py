@@ -246,7 +246,7 @@ class RandLoRALayer(keras.layers.Layer):
 
     @kernel.setter
     def kernel(self, variable: keras.Variable) -> None:
-        vars(self)["kernel"] = variable  # of layers that hold it under this name
+        self.__dict__["kernel"] = variable  # of layers that hold it under this name
 
     def call(self, inputs: Array, training: bool | None = None) -> Array:
         """Return `activation(inputs · (kernel + update) + bias)`."""

@@ -60,7 +60,7 @@ class HeldWeight(keras.layers.Layer):
         name = _names(holder)[attribute]
         super().__init__(name=name, dtype=holder.dtype_policy)
         # Past Keras, which would track the variable as this layer's own.
-        vars(self)["_kernel"] = vars(holder)[attribute]
+        self.__dict__["_kernel"] = vars(holder)[attribute]
         self._holder = weakref.ref(holder)
         self.attribute = attribute
         self.axes = axes
@@ -89,6 +89,9 @@ class LinearWeight(HeldWeight):
 
 class RandLoRALinearWeight(RandLoRALayer, LinearWeight):
     """A weight with an update; a child of the layer that holds it."""
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create nothing: the weight was there before the update."""
 
     @staticmethod
     def layout_of(layer: Any) -> KernelLayout:
