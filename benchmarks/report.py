@@ -192,6 +192,31 @@ def quantized_training(rows: list[Row]) -> str:
     return markdown(head, lines)
 
 
+def every_weight(rows: list[Row]) -> str:
+    """Return times and memory of each method, and their ratios to the first."""
+    head = [
+        "method",
+        "s a step",
+        "÷",
+        "peak grown, MB",
+        "÷",
+        "peak, MB",
+        "÷",
+        "trained",
+    ]
+    table = []
+    for row in rows:
+        cells = [row["method"]]
+        for name, unit, digits in (
+            ("median_s", 1, 3),
+            ("grown_bytes", 1e6, 0),
+            ("peak_bytes", 1e6, 0),
+        ):
+            cells += [number(row[name] / unit, digits), number(row[f"{name}_ratio"])]
+        table.append([*cells, number(row["trainable"], 0)])
+    return markdown(head, table)
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "step_time": step_time,
     "single_layer": single_layer,
@@ -200,6 +225,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "profile": profile,
     "long_sequences": long_sequences,
     "quantized_training": quantized_training,
+    "every_weight": every_weight,
 }
 
 

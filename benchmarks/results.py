@@ -22,15 +22,20 @@ def new(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(result: dict[str, Any], path: Path, title: str) -> None:
-    """Write a result as JSON and PNG, so that a run cut short leaves what it has."""
+    """Write a result as JSON, and as PNG where there is a plot.
+
+    So that a run cut short leaves what it has.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n")
     partial.replace(path)
-    PLOTS[result["kind"]](result, path.with_suffix(".png"), title)
+    if result["kind"] in PLOTS:
+        PLOTS[result["kind"]](result, path.with_suffix(".png"), title)
 
 
 def show(result: dict[str, Any], path: Path) -> int:
     """Print a result's tables; return 1 where something failed, else 0."""
-    print(tables(result), f"Written to {path.name} and .png.", sep="\n\n")
+    plot = " and .png" if result["kind"] in PLOTS else ""
+    print(tables(result), f"Written to {path.name}{plot}.", sep="\n\n")
     return int(any("error" in row for case in result["cases"] for row in case["rows"]))

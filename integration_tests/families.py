@@ -50,7 +50,6 @@ class Family:
         folder: The folder of `keras_hub.src.models` that it stands for.
         make: Builds the model.
         make_inputs: Draws one batch of inputs (arrays) from a NumPy generator.
-        refused: Names of linear layers that cannot be adapted, each with its reason.
         own_updates: Other weights that change in training:
             {end of the weight's path: reason}.
     """
@@ -58,7 +57,6 @@ class Family:
     folder: str
     make: Callable[[], keras.Model]
     make_inputs: Callable[[np.random.Generator], object]
-    refused: dict[str, str] = dataclasses.field(default_factory=dict)
     own_updates: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def build(self, seed=0):
@@ -1130,14 +1128,7 @@ def _gemma4_inputs(rng):
     }
 
 
-_KERNEL_READ = "The layer that holds it multiplies by its kernel and never calls it."
-GEMMA4_FEEDFORWARD = dict.fromkeys(
-    ("ffw_gating", "ffw_gating_2", "ffw_linear"), _KERNEL_READ
-)
-
-
-# The projections of the image encoder are named `dense`.
-@family(_gemma4_inputs, refused={"dense": _KERNEL_READ, **GEMMA4_FEEDFORWARD})
+@family(_gemma4_inputs)
 def gemma4():
     vision_encoder = models.Gemma4VisionEncoder(
         **VISION,
@@ -1168,7 +1159,7 @@ def gemma4():
     )
 
 
-@family(_gemma4_text, folder="gemma4", refused=GEMMA4_FEEDFORWARD)
+@family(_gemma4_text, folder="gemma4")
 def gemma4_moe():
     return models.Gemma4Backbone(
         **GEMMA4,

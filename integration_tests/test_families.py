@@ -17,11 +17,26 @@ import pytest
 from einsum_equations import EQUATIONS, WRITTEN
 
 import keras_randlora as kr
-from keras_randlora.adapt import hub_repairs, sites
+from keras_randlora.adapt import sites
 
 HUB_MODELS = pathlib.Path(keras_hub.src.models.__path__[0])
-RANDLORA_CLASSES = (kr.RandLoRADense, kr.RandLoRAEinsumDense)
 KNOWN_EQUATIONS = {case.equation for case in EQUATIONS}
+
+# The share of the multiplied weights that `all-linear` reaches, where that is not 99 %:
+# the rest are convolutions that overlap, in groups, or by channels.
+LEFT_OUT = {
+    "qwen3_5": 0.977,
+    "depth_anything": 0.517,
+    "mit": 0.562,
+    "segformer": 0.580,
+    "d_fine": 0.833,
+    "sam": 0.905,
+    "stable_diffusion_3": 0.273,
+    "moonshine": 0.612,
+    "whisper": 0.889,
+    "gemma3n": 0.712,
+    "gemma4": 0.987,
+}
 
 # What Keras and keras-hub themselves warn of when these models are built and run.
 pytestmark = [
@@ -45,10 +60,10 @@ def test_start_training_and_merging(name):
     with frozen(model):
         base = outputs_of(model, inputs)
 
-    assert_refused(model, family)
-    report = kr.enable_randlora(
-        model, rank=2, targets="all-linear", exclude=list(family.refused)
-    )
+    report = kr.enable_randlora(model, rank=2, targets="all-linear")
+    expected = LEFT_OUT.get(name, 0.99)
+    assert report.coverage >= expected
+    assert name not in LEFT_OUT or report.coverage < expected + 0.01
     assert_equations_are_listed(model)
     assert_same(base, outputs_of(model, inputs))
 
@@ -63,7 +78,7 @@ def test_start_training_and_merging(name):
     assert relative_difference(base, trained) > 1e-3
     kr.merge_randlora(model)
     assert relative_difference(trained, outputs_of(model, inputs)) < 1e-4
-    assert not [x for x in layers_of(model) if isinstance(x, RANDLORA_CLASSES)]
+    assert not [x for x in layers_of(model) if isinstance(x, kr.RandLoRALayer)]
     assert [weight.path for weight in model.trainable_weights] == trainable
 
 
@@ -93,17 +108,6 @@ def test_every_equation_written_in_keras_hub_is_listed():
     assert written == {case.equation for case in WRITTEN}
 
 
-def test_every_layer_that_reads_the_kernel_of_another_is_listed():
-    reading = {
-        kind.name
-        for module in HUB_MODELS.rglob("*.py")
-        for kind in ast.walk(ast.parse(module.read_text()))
-        if isinstance(kind, ast.ClassDef) and reads_kernels(kind)
-    }
-    # `CLIPProjection` assigns an identity when it is built, and calls the layer.
-    assert reading == {*hub_repairs._READ_KERNELS, "CLIPProjection"}
-
-
 def layers_of(model):
     return model._flatten_layers(include_self=False)
 
@@ -130,7 +134,7 @@ def adapters_of(model):
     return {
         site.path: site.layer.randlora
         for site in sites(model)
-        if isinstance(site.layer, RANDLORA_CLASSES)
+        if isinstance(site.layer, kr.RandLoRALayer)
     }
 
 
@@ -158,13 +162,6 @@ def train(model, inputs, outputs, steps=2):
     for _ in range(steps):
         loss = model.train_on_batch(inputs, targets)
         assert np.all(np.isfinite(loss))
-
-
-def assert_refused(model, family):
-    """Each of the family's refused layers is refused by name."""
-    for name in family.refused:
-        with pytest.raises(ValueError, match=f"{name}' cannot be adapted: "):
-            kr.enable_randlora(model, rank=2, targets=name)
 
 
 def assert_equations_are_listed(model):
@@ -203,16 +200,6 @@ def relative_difference(expected, actual):
         np.max(np.abs(one - other)) / (np.max(np.abs(one)) + 1e-6)
         for one, other in zip(expected, actual, strict=True)
         if one.dtype.kind == "f" and one.size
-    )
-
-
-def reads_kernels(kind):
-    """Whether a class names the kernel of a layer it holds: `self.layer.kernel`."""
-    return any(
-        isinstance(node, ast.Attribute)
-        and node.attr in ("kernel", "_kernel")
-        and isinstance(node.value, ast.Attribute)
-        for node in ast.walk(kind)
     )
 
 

@@ -8,7 +8,7 @@ import inspect
 import json
 import numbers
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 from keras_randlora.bases import (
@@ -22,6 +22,7 @@ from keras_randlora.tools import finite_number, one_of, positive_integer, uint32
 BasisStorage = Literal["stored", "regenerated"]
 Compute = Literal["auto", "materialized", "factored"]
 TrainBias = Literal["none", "adapted", "all"]
+BatchSharing = Literal["none", "lambda", "gamma"]
 Patterns: TypeAlias = "str | re.Pattern[str] | Sequence[str | re.Pattern[str]]"
 
 BASIS_STORAGES = get_args(BasisStorage)
@@ -47,6 +48,7 @@ class LayerOptions:
     dropout: float = 0.0
     basis_storage: BasisStorage = "stored"
     compute: Compute = "auto"
+    shared_in_batch: BatchSharing = "none"
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -66,6 +68,7 @@ class LayerOptions:
                 f"'stored'. Received: basis_storage={self.basis_storage!r}."
             )
         one_of("compute", self.compute, get_args(Compute))
+        one_of("shared_in_batch", self.shared_in_batch, get_args(BatchSharing))
 
     def basis_spec(self, size: PairSize) -> BasisSpec:
         """Return what determines the entries of a pair of bases of this size."""
@@ -93,7 +96,8 @@ class RandLoRAConfig(LayerOptions):
             kernel, which then gets a single basis.
         targets: Names, paths, globs (`"*/query"`), regular expressions
             (`"re:.*(query|key)"`) or the groups `"attention"`, `"mlp"`,
-            `"all-linear"`. `None` lets the model choose.
+            `"experts"`, `"conv"`, `"all-linear"`. `None` lets the model choose. A
+            weight that a layer holds itself is named by `<path of the layer>/<name>`.
         alpha: The update is scaled by `alpha / rank`. Default `20 * rank`.
         basis: Kind of the random bases: `"uniform"`, `"normal"`, `"binary"`,
             `"sparse"`, `"very_sparse"`, `"ternary"`, `"kronecker"`, whose products
@@ -110,10 +114,15 @@ class RandLoRAConfig(LayerOptions):
         train_bias: `"none"`, `"adapted"` (biases of adapted layers) or `"all"`.
         also_train: Patterns of layers trained as they are and saved with the
             adapter (a classifier's head, norms).
+        weight_axes: For weights that a layer of your own holds itself and multiplies
+            by, the role of each axis by path or pattern:
+            `{"*/experts/bank": "batch in out"}`. keras-hub's are known.
         basis_storage: `"stored"` keeps one shared pair of bases;
             `"regenerated"` draws them in each call and keeps none.
         compute: `"materialized"` forms the adapted kernel, `"factored"` sends
             the activations through the factors, `"auto"` counts operations.
+        shared_in_batch: What the matrices of a batch, such as the experts of a layer,
+            share: `"none"`, `"lambda"` or `"gamma"`, for fewer parameters.
 
     Raises:
         ValueError: An option is outside its range.
@@ -126,6 +135,8 @@ class RandLoRAConfig(LayerOptions):
     layers: tuple[int, ...] | None = None
     train_bias: TrainBias = "none"
     also_train: tuple[str, ...] = ()
+    # Pairs after validation.
+    weight_axes: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,6 +152,7 @@ class RandLoRAConfig(LayerOptions):
             )
         set_field(self, "targets", targets)
         one_of("train_bias", self.train_bias, TRAIN_BIASES)
+        set_field(self, "weight_axes", _weight_axes(self.weight_axes))
 
     @classmethod
     def of(cls, rank: Any, targets: Any, options: dict[str, Any]) -> RandLoRAConfig:
@@ -304,6 +316,21 @@ def _block_indices(layers: Any) -> tuple[int, ...] | None:
             "Received: an empty list."
         )
     return tuple(int(index) for index in indices)
+
+
+def _weight_axes(axes: Any) -> tuple[tuple[str, str], ...]:
+    """Return pairs of a pattern and the roles of the axes."""
+    pairs = axes.items() if isinstance(axes, Mapping) else axes
+    try:
+        pairs = [(pattern, roles) for pattern, roles in pairs]
+    except (TypeError, ValueError):
+        pairs = [(None, None)]
+    if not all(isinstance(roles, str) for _, roles in pairs):
+        raise TypeError(
+            "`weight_axes` must map names of weights to the roles of their axes, such "
+            f"as {{'*/bank': 'batch in out'}}. Received: weight_axes={axes!r}."
+        )
+    return tuple((_pattern("weight_axes", pattern), roles) for pattern, roles in pairs)
 
 
 def _patterns(name: str, patterns: Any) -> tuple[str, ...] | None:

@@ -365,12 +365,15 @@ def moved_adapter(model, seed):
 def update_by_formula(layer):
     """Return what an adapted layer adds to its kernel, `(inputs, outputs)`, in float64.
 
-    Only λ, γ, the bases and `alpha` are the layer's; the loops are of `reference`.
+    Only λ, γ, the bases and `alpha` are the layer's; the loops are of `reference`. Of a
+    batch of kernels `(batch, inputs, outputs)`.
     """
     adapter, options = layer.randlora, layer.options
     bases = adapter.bank.bases(adapter.shape, "float32")
     factors = map(as_numpy, (adapter.lambda_, adapter.gamma, *bases))
-    return reference.kernel_update(
+    batched = adapter.shape.batch is not None
+    formula = reference.batch_update if batched else reference.kernel_update
+    return formula(
         adapter.shape.inputs,
         adapter.shape.outputs,
         reference.Factors(*factors),

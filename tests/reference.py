@@ -62,6 +62,21 @@ def kernel_update(inputs, outputs, factors, scale):
     return matrix.T if inputs <= outputs else matrix
 
 
+def batch_update(inputs, outputs, factors, scale):
+    """Return what is added to a batch of matrices, one after the other.
+
+    λ is `(E, r, n)` and γ `(E, n, s)`; one of them has a single matrix if all share it.
+    """
+    count = max(len(factors.lambda_), len(factors.gamma))
+    one_each = (np.broadcast_to(f, (count, *f.shape[1:])) for f in factors[:2])
+    return np.stack(
+        [
+            kernel_update(inputs, outputs, Factors(*pair, *factors[2:]), scale)
+            for pair in zip(*one_each, strict=True)
+        ]
+    )
+
+
 def to_kernel(matrix, equation, kernel_shape):
     """Return a matrix `(inputs, outputs)` as the kernel of an einsum equation."""
     left, _, outputs = equation.partition("->")

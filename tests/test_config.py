@@ -28,6 +28,8 @@ def test_defaults():
         "also_train": (),
         "basis_storage": "stored",
         "compute": "auto",
+        "shared_in_batch": "none",
+        "weight_axes": (),
     }
 
 

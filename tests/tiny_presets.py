@@ -77,6 +77,25 @@ def tiny_llama(dtype=None, width=8):
     return keras_hub.models.Llama3CausalLM(backbone=backbone, preprocessor=preprocessor)
 
 
+def tiny_mixtral():
+    """Return a Mixtral of one block and three experts; the words are `TEXTS`'."""
+    keras.utils.set_random_seed(0)
+    tokenizer = keras_hub.models.MixtralTokenizer(proto=words())
+    backbone = keras_hub.models.MixtralBackbone(
+        vocabulary_size=tokenizer.vocabulary_size(),
+        num_layers=1,
+        num_query_heads=2,
+        num_key_value_heads=1,
+        hidden_dim=8,
+        intermediate_dim=16,
+        num_experts=3,
+    )
+    preprocessor = keras_hub.models.MixtralCausalLMPreprocessor(tokenizer)
+    return keras_hub.models.MixtralCausalLM(
+        backbone=backbone, preprocessor=preprocessor
+    )
+
+
 def tiny_bert(num_classes):
     """Return a BERT classifier of one block that knows the letters."""
     keras.utils.set_random_seed(0)
@@ -126,6 +145,7 @@ def tiny_vit(num_classes):
 BUILDERS = {
     "Gemma3CausalLM": tiny_gemma,
     "Llama3CausalLM": tiny_llama,
+    "MixtralCausalLM": tiny_mixtral,
     "BertTextClassifier": tiny_bert,
     "ViTImageClassifier": tiny_vit,
 }

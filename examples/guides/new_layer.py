@@ -1,4 +1,4 @@
-"""A new kind of layer: the convolution of one pixel, a product with a matrix.
+"""A new kind of layer: scores for words, from a matrix that holds a row for each.
 
 python examples/guides/new_layer.py
 """
@@ -11,34 +11,49 @@ from keras_randlora.layers import kernel_shape
 from keras_randlora.update import KernelLayout
 
 
-class RandLoRAConv2D(kr.RandLoRALayer, keras.layers.Conv2D):
-    """A `keras.layers.Conv2D` of one pixel with a frozen kernel and an update."""
+@keras.saving.register_keras_serializable("guides")
+class Scores(keras.layers.Layer):
+    """The product with a matrix `(words, width)`, transposed."""
+
+    bias = activation = None
+
+    def __init__(self, words, **kwargs):
+        super().__init__(**kwargs)
+        self.words = words
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(
+            name="kernel", shape=(self.words, input_shape[-1])
+        )
+
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, keras.ops.transpose(self.kernel))
+
+    def get_config(self):
+        return {**super().get_config(), "words": self.words}
+
+
+class RandLoRAScores(kr.RandLoRALayer, Scores):
+    """`Scores` with a frozen matrix and an update."""
 
     @staticmethod
     def layout_of(layer):
-        """Return how the kernel is read as a matrix `(channels in, channels out)`."""
-        moves = {layer.kernel_size, layer.strides, layer.dilation_rate}
-        if moves != {(1, 1)} or layer.groups > 1:
-            raise ValueError("Only convolutions of one pixel are products of matrices.")
-        if layer.data_format != "channels_last":
-            raise ValueError("Its channels must come last.")
+        """Return how the kernel is read as a matrix `(width, words)`."""
         return KernelLayout(
-            equation="bhwi,xyio->bhwo",  # x and y have one entry each
+            equation="...i,oi->...o",
             kernel_shape=kernel_shape(layer),
-            input_axes=(0, 1, 2),
-            output_axes=(3,),
+            input_axes=(1,),
+            output_axes=(0,),
         )
 
 
-kr.register_layer(keras.layers.Conv2D, RandLoRAConv2D)
+kr.register_layer(Scores, RandLoRAScores)
 # --8<-- [end:layer]
 
 # --8<-- [start:use]
-inputs = keras.Input((8, 8, 3))
-x = keras.layers.Conv2D(6, 3, activation="relu", name="edges")(inputs)
-x = keras.layers.Conv2D(5, 1, activation="relu", name="mix")(x)
-x = keras.layers.GlobalAveragePooling2D()(x)
-model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
-report = kr.enable_randlora(model, rank=2, targets=["mix", "head"])
+inputs = keras.Input((7,))
+x = keras.layers.Dense(5, activation="relu", name="hidden")(inputs)
+model = keras.Model(inputs, Scores(9, name="scores")(x))
+report = kr.enable_randlora(model, rank=2, targets="all-linear")
 print(report)
 # --8<-- [end:use]

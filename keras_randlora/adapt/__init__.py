@@ -8,6 +8,7 @@ from keras_randlora.adapt.compiled import (
     models_holding,
     renew_optimizers,
 )
+from keras_randlora.adapt.coverage import multiplied
 from keras_randlora.adapt.diagnostics import (
     warn_of_unsaved,
     warn_of_zero_update,
@@ -60,6 +61,7 @@ from keras_randlora.adapt.trainable import (
     restore_flags,
     update_shapes,
 )
+from keras_randlora.adapt.weights import all_sites
 
 __all__ = [
     "AdaptedState",
@@ -71,6 +73,7 @@ __all__ = [
     "TrainableFlag",
     "adapted_state",
     "adapter_shapes",
+    "all_sites",
     "backbone_of",
     "base_only",
     "before_training",
@@ -85,6 +88,7 @@ __all__ = [
     "merge_randlora",
     "merged",
     "models_holding",
+    "multiplied",
     "rematerialize",
     "renew_optimizers",
     "require_plain",

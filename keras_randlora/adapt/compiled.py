@@ -16,6 +16,7 @@ import keras
 
 from keras_randlora.adapt.holders import update_holders
 from keras_randlora.adapt.sites import sites
+from keras_randlora.layers import holder_of
 from keras_randlora.tools import keras_internals
 
 _FUNCTIONS = (
@@ -83,7 +84,7 @@ def follow_changes(
     for function in compiled_functions(models):
         setattr(function.model, function.name, None)
     if keras.backend.backend() == "torch":
-        changed = {id(layer) for layer in layers}
+        changed = {id(one) for layer in layers for one in (layer, holder_of(layer))}
         outdated = {
             id(holder): holder
             for model in models
@@ -125,7 +126,7 @@ def _holding(
     models: Sequence[keras.Model], layers: Sequence[keras.layers.Layer]
 ) -> list[keras.Model]:
     """Return the models that hold one of the layers."""
-    wanted = {id(layer) for layer in layers}
+    wanted = {id(holder_of(layer)) for layer in layers}
     return [
         model
         for model in {id(m): m for m in models}.values()
@@ -140,7 +141,7 @@ def _models_in_use(layers: Sequence[keras.layers.Layer]) -> list[keras.Model]:
     those are known, so are all that hold them.
     """
     kinds = {keras.Model, *_subclasses(keras.Model)}
-    unknown = {id(layer) for layer in layers}
+    unknown = {id(holder_of(layer)) for layer in layers}
     found = []
     for candidate in gc.get_objects():
         unknown.discard(id(candidate))

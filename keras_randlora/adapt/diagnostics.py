@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_randlora.adapt.sites import Site
 from keras_randlora.config import LayerOptions
+from keras_randlora.layers import holder_of, layout_of
 from keras_randlora.tools import keras_internals, to_numpy
 
 # Optimizers whose steps are about as large as the learning rate, whatever the gradient.
@@ -29,7 +30,7 @@ LARGEST_STEP = 0.1
 
 def warn_of_shared_kernels(everything: Sequence[Site], adapted: Sequence[Site]) -> None:
     """Warn of adapted kernels that another layer of the model uses too."""
-    own = {id(site.layer) for site in adapted}
+    own = {id(one) for s in adapted for one in (s.layer, holder_of(s.layer))}
     holders = {
         id(variable): site.path
         for site in everything
@@ -46,6 +47,18 @@ def warn_of_shared_kernels(everything: Sequence[Site], adapted: Sequence[Site]) 
                 f"the layer out (exclude=['{site.path}']), or do not merge.",
                 stacklevel=4,
             )
+
+
+def warn_of_dropout(adapted: Sequence[Site], options: LayerOptions) -> None:
+    """Warn of adapted kernels that are read: dropout is on the input of a product."""
+    read = [s.path for s in adapted if layout_of(s.layer).equation is None]
+    if options.dropout and read:
+        more = f" and {len(read) - 1} more" if len(read) > 1 else ""
+        warnings.warn(
+            f"dropout does not reach '{read[0]}'{more}: what holds such a weight reads "
+            "it and multiplies itself. The other layers have it.",
+            stacklevel=4,
+        )
 
 
 def require_finite_updates(adapted: Sequence[Site]) -> None:

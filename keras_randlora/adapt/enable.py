@@ -15,7 +15,10 @@ from keras_randlora.adapt.compiled import (
     renew_optimizers,
     require_new_compile,
 )
-from keras_randlora.adapt.diagnostics import warn_of_shared_kernels
+from keras_randlora.adapt.diagnostics import (
+    warn_of_dropout,
+    warn_of_shared_kernels,
+)
 from keras_randlora.adapt.distribution import require_same_distribution
 from keras_randlora.adapt.guards import guard_enable_lora
 from keras_randlora.adapt.report import Report, summary
@@ -138,6 +141,7 @@ def enable_with_config(
         model, selection.adapted, adapter_shapes(model, config, selection)
     )
     warn_of_shared_kernels(sites(model), selection.adapted)
+    warn_of_dropout(selection.adapted, config)
     bank = _bank_for(selection, config, bases)
     extra = extra_variables(model, selection, config)
     state = AdaptedState(config, selection, extra, trainable_flags(model))

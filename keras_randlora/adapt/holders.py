@@ -16,11 +16,13 @@ import keras
 
 from keras_randlora.adapt.sites import Site, sites
 from keras_randlora.adapt.trainable import train_only
+from keras_randlora.adapt.weights import all_sites
 from keras_randlora.layers import (
     RandLoRALayer,
     adapt_layer,
     adaptation_of,
     named_weights,
+    own_class_of,
 )
 from keras_randlora.tools import keras_internals
 
@@ -40,10 +42,16 @@ def update_holders(models: Sequence[keras.Model]) -> None:
             if isinstance(layer, (keras.Model, RandLoRALayer)) or not outermost:
                 continue
             holds = _is_written(site) and any(_adapted(layer))
-            if holds and not hasattr(layer, "held_class"):
+            tells = _tells(layer)
+            if holds and not tells:
                 layer.__class__ = _holder_class(type(layer))
-            elif not holds and hasattr(layer, "held_class"):
-                layer.__class__ = layer.held_class
+            elif not holds and tells:
+                layer.__class__ = layer.own_class
+
+
+def _tells(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer has the class that tells of its adapted children."""
+    return "waiting" in vars(type(layer))
 
 
 def _is_written(site: Site) -> bool:
@@ -61,7 +69,7 @@ def _holder_class(plain: type[keras.layers.Layer]) -> type[keras.layers.Layer]:
         methods: dict[str, Any] = {
             "__module__": plain.__module__,
             "__doc__": plain.__doc__,
-            "held_class": plain,
+            "own_class": plain,
             "waiting": None,
             "get_config": _get_config,
             "from_config": classmethod(_from_config),
@@ -77,7 +85,7 @@ def _holder_class(plain: type[keras.layers.Layer]) -> type[keras.layers.Layer]:
 
 def _get_config(holder: Any) -> dict[str, Any]:
     """Return the arguments of the constructor, and how the children are adapted."""
-    plain = holder.held_class
+    plain: Any = own_class_of(holder)
     return {
         "plain": {
             "module": plain.__module__,
@@ -104,13 +112,13 @@ def _from_config(cls: Any, config: dict[str, Any]) -> keras.layers.Layer:
 
 def _build_from_config(holder: Any, config: dict[str, Any]) -> None:
     """Build the children, and adapt them."""
-    holder.held_class.build_from_config(holder, config)
+    holder.own_class.build_from_config(holder, config)
     _adapt_children(holder)
 
 
 def _call(holder: Any, *args: Any, **kwargs: Any) -> Any:
     """Call the layer; the first call builds the children of some."""
-    outputs = holder.held_class.__call__(holder, *args, **kwargs)
+    outputs = holder.own_class.__call__(holder, *args, **kwargs)
     _adapt_children(holder)
     return outputs
 
@@ -119,14 +127,19 @@ def _adapt_children(holder: Any) -> None:
     """Adapt the children as the configuration said, once they are all built."""
     if holder.waiting is None:
         return
-    children = {site.address: site.layer for site in sites(holder)}
     adapted, trained = holder.waiting["adapted"], set(holder.waiting["trained"])
+    axes = {
+        name: config["axes"] for name, config in adapted.items() if "axes" in config
+    }
+    children = {site.address: site.layer for site in all_sites(holder, axes)}
     if not all(name in children and children[name].built for name in adapted):
         return
     holder.waiting = None
     for name, config in adapted.items():
         if not isinstance(children[name], RandLoRALayer):
             adapt_layer(children[name], adaptation_of(config)[0])
+    if not _tells(holder):  # it has got the class of a layer that holds weights
+        holder.__class__ = _holder_class(type(holder))
     extra = {n: v for n, v in _variables(holder).items() if n in trained}
     train_only(holder, extra)
     for site in sites(holder):

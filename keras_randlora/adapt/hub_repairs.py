@@ -1,4 +1,4 @@
-"""What is particular to keras-hub: its backbones, kernels it reads, gaps it leaves."""
+"""What is particular to keras-hub: its backbones, and gaps it leaves."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ import inspect
 from collections.abc import Iterator
 
 import keras
-
-# Layers of keras-hub 0.32 that multiply by the kernel of a layer they hold instead of
-# calling it, and the names of those layers.
-_READ_KERNELS = {
-    "Gemma4ClippableEinsumDense": {"dense"},
-    "Gemma4TextDecoderBlock": {"ffw_gating", "ffw_gating_2", "ffw_linear"},
-}
 
 
 def backbone_of(model: keras.Model) -> keras.Model:
@@ -24,11 +17,6 @@ def backbone_of(model: keras.Model) -> keras.Model:
     if hasattr(model, "default_lora_layer_names"):
         return model
     return getattr(model, "backbone", model)
-
-
-def reads_kernel(holder: keras.layers.Layer, layer: keras.layers.Layer) -> bool:
-    """Whether `holder` uses the kernel of `layer` without calling the layer."""
-    return layer.name in _READ_KERNELS.get(type(holder).__name__, ())
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import keras
 from keras_randlora.adapt.sites import Site
 from keras_randlora.adapt.targets import Selection, require_built
 from keras_randlora.config import RandLoRAConfig
-from keras_randlora.layers import RandLoRALayer
+from keras_randlora.layers import LinearWeight, RandLoRALayer
 from keras_randlora.tools import keras_internals
 from keras_randlora.update import pair_size
 
@@ -49,6 +49,11 @@ def recover(
         train_bias="adapted" if layer.train_bias else "none",
         targets=tuple(site.address for site in adapted),
         also_train=tuple(site.address for site in also_trained),
+        weight_axes=tuple(
+            (site.address, site.layer.axes)
+            for site in adapted
+            if isinstance(site.layer, LinearWeight) and site.layer.axes
+        ),
     )
     return config, Selection(adapted, also_trained)
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import keras
 
+from keras_randlora.adapt.coverage import share_adapted
 from keras_randlora.adapt.sites import sites
+from keras_randlora.adapt.weights import all_sites
 from keras_randlora.layers import RandLoRALayer, parameter_count
 from keras_randlora.tools import bytes_of, html_table, in_words
 from keras_randlora.update import BasisBank
@@ -67,6 +69,9 @@ class Report:
             kernels as many as in floating point.
         basis_bytes: Bytes of the stored bases.
         adapter_bytes: Bytes of the trained values in an adapter file.
+        coverage: The adapted part of the weights that the model multiplies by, 1 for
+            all; embeddings, norms and routers of experts do not count. `summary`
+            tells it.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -81,6 +86,7 @@ class Report:
     total: int
     basis_bytes: int
     adapter_bytes: int
+    coverage: float | None = None
 
     @property
     def share(self) -> float:
@@ -89,11 +95,13 @@ class Report:
 
     def __str__(self) -> str:
         """Return a table with one line for each kind of adapted layer."""
+        rows = self._rows()
+        width = max([40, *(len(label) for label, *_ in rows)])
         table = [
-            _line(label, shape, rank, bases, f"{count:,}", compute)
-            for label, shape, rank, bases, count, compute in self._rows()
+            _line(width, label, shape, rank, bases, f"{count:,}", compute)
+            for label, shape, rank, bases, count, compute in rows
         ]
-        return "\n".join([_line(*_HEADER), *table, *self._totals()])
+        return "\n".join([_line(width, *_HEADER), *table, *self._totals()])
 
     def _repr_html_(self) -> str:
         """Return the table as a notebook shows it."""
@@ -114,9 +122,15 @@ class Report:
             f"{len(self.layers)} adapted layers, {self.adapter:,} parameters of λ and "
             f"γ; {self.trainable:,} trainable in all, {self.share:.3%} of "
             f"{self.total:,}.",
+            *self._coverage(),
             f"Adapter file {in_words(self.adapter_bytes)}, stored bases "
             f"{in_words(self.basis_bytes)}.",
         ]
+
+    def _coverage(self) -> list[str]:
+        if self.coverage is None:
+            return []
+        return [f"Adapts {self.coverage:.1%} of the weights that are multiplied."]
 
     def _kinds(self) -> dict[tuple, list[LayerReport]]:
         kinds: dict[tuple, list[LayerReport]] = {}
@@ -140,9 +154,10 @@ def summary(model: keras.Model) -> Report:
     layers               kernel              rank  bases     trainable  compute
     d                    (6, 4)                 2      2            12  auto
     1 adapted layers, 12 parameters of λ and γ; 12 trainable in all, 42.857% of 28.
+    Adapts 100.0% of the weights that are multiplied.
     Adapter file 48 B, stored bases 128 B.
     """
-    everything = sites(model)
+    everything = all_sites(model, {})
     adapted = [s for s in everything if isinstance(s.layer, RandLoRALayer)]
     if not adapted:
         raise ValueError(
@@ -156,9 +171,10 @@ def summary(model: keras.Model) -> Report:
         layers=layers,
         adapter=adapter,
         trainable=_count(model.trainable_weights),
-        total=parameter_count([model, *(s.layer for s in everything)]),
+        total=parameter_count([model, *(s.layer for s in sites(model))]),
         basis_bytes=sum(bytes_of(v) for bank in banks for v in bank.weights),
         adapter_bytes=sum(map(bytes_of, model.trainable_weights)),
+        coverage=share_adapted(everything),
     )
 
 
@@ -182,7 +198,13 @@ def _count(variables: list[keras.Variable]) -> int:
 
 
 def _line(
-    label: str, shape: object, rank: object, bases: object, count: str, compute: str
+    width: int,
+    label: str,
+    shape: object,
+    rank: object,
+    bases: object,
+    count: str,
+    compute: str,
 ) -> str:
     numbers = f"{rank!s:>5} {bases!s:>6} {count:>13}"
-    return f"{label:<40} {shape!s:<18} {numbers}  {compute}"
+    return f"{label:<{width}} {shape!s:<18} {numbers}  {compute}"

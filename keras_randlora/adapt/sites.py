@@ -10,21 +10,23 @@ are their own address.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import keras
 
-from keras_randlora.layers import adapted_class
+from keras_randlora.layers import is_adaptable
 from keras_randlora.tools import keras_internals
 
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 _NUMBER = re.compile(r"_(\d+)$")
+# Further children of layers, by the layer's `id`, see `adapt.weights`.
+Children = Mapping[int, Sequence[keras.layers.Layer]]
 
 
 @dataclass(frozen=True)
 class Site:
-    """One layer of a model and where it stands.
+    """One layer of a model, or a weight that a layer holds, and where it stands.
 
     Attributes:
         layer: The layer.
@@ -50,8 +52,8 @@ class Site:
 
     @property
     def linear(self) -> bool:
-        """Whether the layer is of a kind that RandLoRA adapts."""
-        return adapted_class(type(self.layer)) is not None
+        """Whether the layer is a plain one of a kind that RandLoRA adapts."""
+        return is_adaptable(self.layer)
 
     @property
     def in_attention(self) -> bool:
@@ -74,18 +76,22 @@ class Site:
         return None if self.block is None else self.block.number
 
 
-def sites(model: keras.Model) -> list[Site]:
+def sites(model: keras.layers.Layer, further: Children | None = None) -> list[Site]:
     """Return every layer of a model once, in the model's order.
 
     Paths do not begin with the model's own name. Two layers of the same path, or of the
     same address, are told apart by `#2`, `#3`, … on the later ones.
+
+    Args:
+        model: A model, or a layer that holds others.
+        further: Children that layers have beside those that Keras knows.
     """
     paths, addresses = _Unique(), _Unique()
     found: dict[int, Site] = {}
     parts: dict[int, str] = {}
-    for layer, ancestors in _walk(model, (), set()):
+    for layer, ancestors in _walk(model, (), set(), further or {}):
         if id(layer) not in parts:
-            parts = {**_parts(ancestors[-1]), **parts}
+            parts = {**_parts(ancestors[-1], further or {}), **parts}
         holders = tuple(found[id(holder)] for holder in ancestors[1:])
         names = [holder.name for holder in (*ancestors[1:], layer)]
         path = layer.path or "/".join(names)
@@ -114,11 +120,11 @@ class _Unique:
         return name if self.taken[name] == 1 else f"{name}#{self.taken[name]}"
 
 
-def _parts(holder: keras.layers.Layer) -> dict[int, str]:
+def _parts(holder: keras.layers.Layer, further: Children) -> dict[int, str]:
     """Return what the children of a layer are called in addresses, by `id`."""
     counts: dict[str, int] = {}
     parts = {}
-    for child in keras_internals.children(holder):
+    for child in _children(holder, further):
         kind = _kind(child)
         if not _is_numbered_by_keras(child):
             parts[id(child)] = child.name
@@ -162,14 +168,21 @@ def _walk(
     layer: keras.layers.Layer,
     ancestors: tuple[keras.layers.Layer, ...],
     seen: set[int],
+    further: Children,
 ) -> Iterator[tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]]:
-    for child in keras_internals.children(layer):
+    for child in _children(layer, further):
         if id(child) in seen:
             continue
         seen.add(id(child))
         holders = (*ancestors, layer)
         yield child, holders
-        yield from _walk(child, holders, seen)
+        yield from _walk(child, holders, seen, further)
+
+
+def _children(
+    layer: keras.layers.Layer, further: Children
+) -> Sequence[keras.layers.Layer]:
+    return [*keras_internals.children(layer), *further.get(id(layer), ())]
 
 
 def _is_model(layer: keras.layers.Layer) -> bool:

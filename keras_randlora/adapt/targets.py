@@ -5,16 +5,24 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import keras
 
-from keras_randlora.adapt.hub_repairs import backbone_of, reads_kernel
-from keras_randlora.adapt.sites import Site, sites
+from keras_randlora.adapt.hub_repairs import backbone_of
+from keras_randlora.adapt.hub_weights import is_router
+from keras_randlora.adapt.sites import Site
+from keras_randlora.adapt.weights import all_sites
 from keras_randlora.config import RandLoRAConfig
 from keras_randlora.layers import (
+    HeldWeight,
+    LinearWeight,
     RandLoRALayer,
+    is_convolution,
+    is_convolution_in_groups,
+    is_of_patches,
+    kernel_shape,
     kind_name,
     layout_of,
     require_supported_mode,
@@ -38,7 +46,7 @@ class Selection(NamedTuple):
 
 
 def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
-    """Return the layers that `config` adapts and those it also trains.
+    """Return the layers and weights that `config` adapts, and those it also trains.
 
     Nothing in the model changes.
 
@@ -46,7 +54,7 @@ def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
         ValueError: A pattern matches nothing, names a layer of an unsupported
             kind, or a selected layer cannot be adapted.
     """
-    everything = sites(model)
+    everything = all_sites(model, dict(config.weight_axes))
     require_built(model, [site for site in everything if site.linear])
     adapted = _targeted(model, everything, config)
     excluded: set[int] = set()
@@ -59,13 +67,13 @@ def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
             f"selects. Received: targets={config.targets}, exclude={config.exclude}."
         )
     adapted = _in_blocks(adapted, config.layers)
-    _require_called(adapted)
     for site in adapted:
         _require_adaptable(site)
     _require_own_kernels(adapted)
     also_trained: list[Site] = []
+    layers = [site for site in everything if not isinstance(site.layer, HeldWeight)]
     for pattern in config.also_train:
-        also_trained += _matching(model, everything, pattern, "also_train")
+        also_trained += _matching(model, layers, pattern, "also_train")
     chosen = _ids(also_trained)
     overlap = [
         s.path for s in adapted if chosen & set(map(id, (s.layer, *s.ancestors)))
@@ -80,14 +88,17 @@ def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
 
 
 def select_addresses(
-    model: keras.Model, adapted: Sequence[str], also_trained: Sequence[str]
+    model: keras.Model,
+    adapted: Sequence[str],
+    also_trained: Sequence[str],
+    weight_axes: Mapping[str, str] | None = None,
 ) -> Selection:
     """Return the layers of exactly these addresses, each in the model's order.
 
     Raises:
         ValueError: An address is not in the model, or its layer cannot be adapted.
     """
-    by_address = {site.address: site for site in sites(model)}
+    by_address = {site.address: site for site in all_sites(model, weight_axes or {})}
     for address in (*adapted, *also_trained):
         if address not in by_address:
             near = difflib.get_close_matches(address, by_address, n=1)
@@ -101,7 +112,6 @@ def select_addresses(
             raise ValueError(_unsupported_message(address, site))
         _require_adaptable(site)
     chosen = [site for address, site in by_address.items() if address in adapted]
-    _require_called(chosen)
     _require_own_kernels(chosen)
     return Selection(
         chosen,
@@ -119,7 +129,8 @@ def _targeted(
         matches = _matching(model, everything, pattern, "targets")
         linear = [site for site in matches if site.linear]
         if not linear:
-            raise ValueError(_unsupported_message(pattern, matches[0]))
+            weights = [s for s in matches if isinstance(s.layer, HeldWeight)]
+            raise ValueError(_unsupported_message(pattern, (weights or matches)[0]))
         chosen |= _ids(linear)
     return [site for site in everything if id(site.layer) in chosen]
 
@@ -132,8 +143,8 @@ def _default_targets(model: keras.Model, everything: list[Site]) -> list[Site]:
         linear = [site.path for site in everything if site.linear]
         raise ValueError(
             f"Model '{model.name}' has no attention layers to adapt by default. "
-            "Pass `targets`, for instance targets='all-linear'. Dense and "
-            f"EinsumDense layers: {_shortened(linear)}."
+            "Pass `targets`, for instance targets='all-linear'. Linear layers and "
+            f"weights: {_shortened(linear)}."
         )
     return chosen
 
@@ -142,10 +153,8 @@ def _matching(
     model: keras.Model, everything: list[Site], pattern: str, option: str
 ) -> list[Site]:
     """Return the sites that a pattern matches; at least one, or raise."""
-    if pattern in _GROUPS:
-        matches = _GROUPS[pattern](model, everything)
-    else:
-        matches = _matches(everything, pattern)
+    matches = _GROUPS[pattern](model, everything) if pattern in _GROUPS else []
+    matches = matches or _matches(everything, pattern)
     if not matches:
         raise ValueError(_no_match_message(pattern, option, everything))
     return matches
@@ -177,27 +186,48 @@ def _is_called(site: Site, name: str) -> bool:
 
 
 def _attention(model: keras.Model, everything: list[Site]) -> list[Site]:
-    return [site for site in everything if site.linear and site.in_attention]
+    return [site for site in everything if _is_matrix(site) and site.in_attention]
 
 
 def _mlp(model: keras.Model, everything: list[Site]) -> list[Site]:
     return [
         site
         for site in everything
-        if site.linear and not site.in_attention and site.block_index is not None
+        if _is_matrix(site) and not site.in_attention and site.block_index is not None
     ]
+
+
+def _experts(model: keras.Model, everything: list[Site]) -> list[Site]:
+    return [
+        site
+        for site in everything
+        if isinstance(site.layer, LinearWeight) and layout_of(site.layer).batch
+    ]
+
+
+def _conv(model: keras.Model, everything: list[Site]) -> list[Site]:
+    return [site for site in everything if is_convolution(site.layer)]
 
 
 def _all_linear(model: keras.Model, everything: list[Site]) -> list[Site]:
     backbone = backbone_of(model)
-    return [site for site in everything if site.linear and backbone in site.ancestors]
+    return [s for s in everything if _is_matrix(s) and backbone in s.ancestors]
 
 
 _GROUPS: dict[str, Callable[[keras.Model, list[Site]], list[Site]]] = {
     "attention": _attention,
     "mlp": _mlp,
+    "experts": _experts,
+    "conv": _conv,
     "all-linear": _all_linear,
 }
+
+
+def _is_matrix(site: Site) -> bool:
+    """Whether a layer is linear in what it sees, and does not choose among experts."""
+    if is_convolution(site.layer) and not is_of_patches(site.layer):
+        return False
+    return site.linear and not is_router(site.ancestors[-1], site.layer)
 
 
 def _in_blocks(chosen: list[Site], layers: tuple[int, ...] | None) -> list[Site]:
@@ -228,27 +258,15 @@ def require_built(model: keras.Model, linear: list[Site]) -> None:
         )
 
 
-def _require_called(adapted: list[Site]) -> None:
-    """Refuse layers whose holder reads the kernel: no output would see the update."""
-    read = [s for s in adapted if reads_kernel(s.ancestors[-1], s.layer)]
-    if read:
-        raise ValueError(
-            f"Layer '{read[0].path}' cannot be adapted: "
-            f"{type(read[0].ancestors[-1]).__name__} of keras-hub multiplies by its "
-            "kernel without calling it, so that an update would take no part. Leave "
-            f"such layers out: exclude={sorted({site.name for site in read})}."
-        )
-
-
 def _require_adaptable(site: Site) -> None:
     layer = site.layer
     require_supported_mode(layer, site.path)
-    if layer.lora_enabled:
+    if getattr(layer, "lora_enabled", False):  # transposed convolutions have none
         raise ValueError(
             f"Layer '{site.path}' has Keras's LoRA enabled. Merge it first by saving "
             "and reloading the weights into a model without LoRA."
         )
-    if layer.kernel_constraint is not None:
+    if getattr(layer, "kernel_constraint", None) is not None:
         raise ValueError(
             f"Layer '{site.path}' has a `kernel_constraint`, which an update of the "
             "kernel would not respect. Remove the constraint or the target."
@@ -289,14 +307,27 @@ def _unsupported_message(pattern: str, site: Site) -> str:
         )
     if keras_internals.children(site.layer):
         inside = f" To adapt the layers inside it, use '{site.path}/*'."
+    if isinstance(site.layer, HeldWeight):
+        return (
+            f"Target '{pattern}' matches '{site.path}', a weight of shape "
+            f"{kernel_shape(site.layer)}. Say what its axes are, such as "
+            f"weight_axes={{'{pattern}': 'batch in out'}}, if it is multiplied by."
+        )
+    if is_convolution_in_groups(site.layer):
+        return (
+            f"Target '{pattern}' matches '{site.path}', a convolution of type {kind} "
+            "in groups or by channels: each has a kernel of its own, and no matrix "
+            "that RandLoRA could adapt."
+        )
     return (
         f"Target '{pattern}' matches '{site.path}', a layer of type {kind}. RandLoRA "
-        f"adapts keras.layers.Dense and keras.layers.EinsumDense.{inside}"
+        "adapts keras.layers.Dense and EinsumDense, convolutions without groups, and "
+        f"weights that layers multiply by.{inside}"
     )
 
 
 def _no_match_message(pattern: str, option: str, everything: list[Site]) -> str:
-    kind = "Layers" if option == "also_train" else "Dense and EinsumDense layers"
+    kind = "Layers" if option == "also_train" else "Linear layers and weights"
     candidates = [s for s in everything if s.linear or option == "also_train"]
     names = dict.fromkeys(site.name for site in candidates)
     paths = dict.fromkeys(site.path for site in candidates)

@@ -92,8 +92,8 @@ def adapter_shapes(
     shapes: dict[str, tuple[int, ...]] = {}
     updates = update_shapes(selection, config)
     for site, shape in zip(selection.adapted, updates, strict=True):
-        shapes[f"{site.address}/lambda"] = (shape.rank, shape.num_bases)
-        shapes[f"{site.address}/gamma"] = (shape.num_bases, shape.smaller)
+        shapes[f"{site.address}/lambda"] = shape.lambda_shape
+        shapes[f"{site.address}/gamma"] = shape.gamma_shape
     extra = extra_variables(model, selection, config)
     return {**shapes, **{path: tuple(v.shape) for path, v in extra.items()}}
 

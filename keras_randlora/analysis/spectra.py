@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_randlora.adapt import sites
+from keras_randlora.adapt import all_sites
 from keras_randlora.layers import (
     RandLoRALayer,
     dense_kernel,
@@ -36,7 +36,8 @@ def update_matrix(layer: keras.layers.Layer, base: Array | None = None) -> np.nd
 
     Returns:
         Shape `(in, out)`, float64; for `EinsumDense` the kernel's axes that are
-        contracted with the input by those that appear in the output.
+        contracted with the input by those that appear in the output. Of a batch of
+        kernels, such as experts, `(batch, in, out)`.
 
     Raises:
         ValueError: The layer has no kernel that is read as a matrix, or neither an
@@ -124,7 +125,7 @@ def effective_rank(
 
     The exponential of the entropy of its singular values divided by their sum (Roy and
     Vetterli, 2007): k where k singular values are equal and the rest zero; 0 for an
-    update of zero.
+    update of zero. Of a batch of matrices the mean.
 
     Args:
         update: A matrix, or a layer, whose `update_matrix` is taken.
@@ -140,7 +141,11 @@ def effective_rank(
     >>> round(kr.analysis.effective_rank(np.diag([2.0, 2.0, 0.0])), 6)
     2.0
     """
-    matrix = _matrix(update, base)
+    if isinstance(update, keras.layers.Layer):
+        update = update_matrix(update, base)
+    if np.ndim(update) == 3:
+        return float(np.mean([effective_rank(matrix) for matrix in update]))
+    matrix = _matrix(update, None)
     if not np.isfinite(matrix).all():
         return math.nan
     values = _quick_spectrum(matrix)
@@ -164,7 +169,7 @@ def kernels(model: keras.Model) -> dict[str, np.ndarray]:
     """
     return {
         site.path: _kernel(site.layer)
-        for site in sites(model)
+        for site in all_sites(model, {})
         if is_linear(site.layer) and site.layer.built
     }
 
@@ -195,7 +200,7 @@ def updates(
     """
     linear = {
         site.path: site.layer
-        for site in sites(model)
+        for site in all_sites(model, {})
         if is_linear(site.layer) and site.layer.built
     }
     if base is None:
@@ -223,7 +228,8 @@ def _matrix(update: Array | keras.layers.Layer, base: Array | None) -> np.ndarra
     matrix = np.asarray(update, "float64")
     if matrix.ndim != 2:
         raise ValueError(
-            f"An update is a matrix. Received: an array of shape {matrix.shape}."
+            f"An update is a matrix. Received: an array of shape {matrix.shape}. Of a "
+            "batch of kernels pass one of `update_matrix(layer)`."
         )
     return matrix
 
@@ -241,13 +247,17 @@ def _quick_spectrum(matrix: np.ndarray) -> np.ndarray:
 
 
 def _adapts(layer: keras.layers.Layer) -> bool:
-    return isinstance(layer, RandLoRALayer) or bool(layer.lora_enabled)
+    return isinstance(layer, RandLoRALayer) or _has_lora(layer)
+
+
+def _has_lora(layer: keras.layers.Layer) -> bool:
+    return bool(getattr(layer, "lora_enabled", False))
 
 
 def _layout(layer: keras.layers.Layer) -> KernelLayout:
     if not is_linear(layer):
         raise ValueError(
-            "The update of a `Dense` or `EinsumDense` layer is read as a matrix. "
+            "The update of a linear layer or a convolution is read as a matrix. "
             f"Received: layer '{layer.path}' of type {kind_name(layer)}."
         )
     return layout_of(layer)
@@ -257,7 +267,7 @@ def _added(layer: keras.layers.Layer) -> np.ndarray | None:
     """Return what the adapter adds to the kernel, `None` where there is none."""
     if isinstance(layer, RandLoRALayer):
         return _in_float32(layer.randlora.update())
-    if layer.lora_enabled:
+    if _has_lora(layer):
         product = ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
         return _in_float32(product) * (layer.lora_alpha / layer.lora_rank)
     return None

@@ -26,6 +26,7 @@ from keras_randlora.adapt import (
     Report,
     adapted_state,
     adapter_shapes,
+    all_sites,
     enable_with_config,
     given_bases,
     is_adapted,
@@ -161,7 +162,8 @@ def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
         _warn_of_another_base(model, file, path)
         return summary(model)
     require_same_base(model, file, path)
-    selection = select_addresses(model, list(file.layers), file.also_trained)
+    axes = dict(file.config.weight_axes)
+    selection = select_addresses(model, list(file.layers), file.also_trained, axes)
     check_adapter(file.tensors, adapter_shapes(model, file.config, selection))
     report = enable_with_config(model, file.config, selection, bases=file.bases)
     set_adapter(model, file.tensors)
@@ -300,7 +302,8 @@ def require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None:
     Raises:
         ValueError: Naming the first layer that is not there or differs.
     """
-    present = {site.address: site for site in sites(model)}
+    everything = all_sites(model, dict(file.config.weight_axes))
+    present = {site.address: site for site in everything}
     for layer, shape in file.layers.items():
         if layer not in present or not present[layer].linear:
             raise ValueError(
@@ -313,6 +316,18 @@ def require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None:
                 f"'{path}' was made for another model: the kernel of layer "
                 f"'{layer}' has shape {found} here and {shape} in the file."
             )
+
+
+# The options that decide what update λ and γ mean.
+_MEANING = (
+    "rank",
+    "alpha",
+    "basis",
+    "sparsity",
+    "seed",
+    "num_bases",
+    "shared_in_batch",
+)
 
 
 def _require_same_adaptation(model: keras.Model, file: AdapterFile, path: Any) -> None:
@@ -330,7 +345,7 @@ def _require_same_adaptation(model: keras.Model, file: AdapterFile, path: Any) -
                 f"'{path}' was made for another model: the kernel of layer "
                 f"'{layer}' has shape {mine[layer]} here and {shape} in the file."
             )
-    for option in ("rank", "alpha", "basis", "sparsity", "seed", "num_bases"):
+    for option in _MEANING:
         ours, theirs = getattr(state.config, option), getattr(file.config, option)
         if ours != theirs:
             raise ValueError(

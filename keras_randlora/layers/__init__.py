@@ -1,18 +1,24 @@
 """What an adapted layer computes, holds and saves.
 
-In: a plain `Dense` or `EinsumDense`, or a kind that `register_layer` added, and the
-options of one layer. Out: the layer with λ and γ, its product, and what stands of it in
-a weights file.
+In: a plain `Dense`, `EinsumDense` or convolution, a kind that `register_layer` added,
+or a weight that a layer holds itself, and the options of one layer. Out: the layer with
+λ and γ, its product, and what stands of it in a weights file.
 """
 
 from keras_randlora.layers.adapted import Adaptation, RandLoRALayer, adaptation_of
 from keras_randlora.layers.adapter import RandLoRAAdapter
+from keras_randlora.layers.convolutions import (
+    is_convolution,
+    is_convolution_in_groups,
+    is_of_patches,
+)
 from keras_randlora.layers.counts import parameter_count
 from keras_randlora.layers.kinds import (
     RandLoRADense,
     RandLoRAEinsumDense,
     adapt_layer,
     adapted_class,
+    is_adaptable,
     is_linear,
     kind_name,
     layout_of,
@@ -30,9 +36,19 @@ from keras_randlora.layers.quantized import (
 )
 from keras_randlora.layers.straight_through import pass_gradients, restore_rounding
 from keras_randlora.layers.variable_names import named_weights, stable_names
+from keras_randlora.layers.weights import (
+    HeldWeight,
+    LinearWeight,
+    adapted_weights,
+    held_weights,
+    holder_of,
+    own_class_of,
+)
 
 __all__ = [
     "Adaptation",
+    "HeldWeight",
+    "LinearWeight",
     "RandLoRAAdapter",
     "RandLoRADense",
     "RandLoRAEinsumDense",
@@ -40,15 +56,23 @@ __all__ = [
     "adapt_layer",
     "adaptation_of",
     "adapted_class",
+    "adapted_weights",
     "dense_kernel",
     "float_policy",
     "held_arrays",
+    "held_weights",
     "hold",
+    "holder_of",
+    "is_adaptable",
+    "is_convolution",
+    "is_convolution_in_groups",
     "is_linear",
+    "is_of_patches",
     "kernel_shape",
     "kind_name",
     "layout_of",
     "named_weights",
+    "own_class_of",
     "parameter_count",
     "pass_gradients",
     "register_layer",

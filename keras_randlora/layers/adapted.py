@@ -140,6 +140,14 @@ class RandLoRALayer(keras.layers.Layer):
         """
         raise NotImplementedError
 
+    @staticmethod
+    def is_adaptable(layer: keras.layers.Layer) -> bool:
+        """Return whether a plain layer of this kind has a kernel that can be adapted.
+
+        One that has not is passed over by globs and groups, and refused by name.
+        """
+        return True
+
     # Attaching and detaching
 
     def attach(
@@ -235,6 +243,10 @@ class RandLoRALayer(keras.layers.Layer):
         if self.quantization_mode is not None:
             return cast(kernel, self.compute_dtype)
         return keras_internals.autocast(kernel)
+
+    @kernel.setter
+    def kernel(self, variable: keras.Variable) -> None:
+        self.__dict__["kernel"] = variable  # of layers that hold it under this name
 
     def call(self, inputs: Array, training: bool | None = None) -> Array:
         """Return `activation(inputs · (kernel + update) + bias)`."""
@@ -367,7 +379,7 @@ def built_with(adaptation: Adaptation) -> Iterator[None]:
 def adaptation_of(config: dict[str, Any]) -> tuple[Adaptation, dict[str, Any]]:
     """Split what `get_config` returned into the adaptation and the rest."""
     rest = dict(config)
-    options = {name: rest.pop(name) for name in _OPTION_NAMES}
+    options = {name: rest.pop(name) for name in _OPTION_NAMES if name in rest}
     bank, train_bias = rebuilt_bank(rest.pop("bank")), rest.pop("train_bias")
     return Adaptation(LayerOptions(**options), train_bias, bank), rest
 

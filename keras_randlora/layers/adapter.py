@@ -31,8 +31,8 @@ class RandLoRAAdapter(keras.layers.Layer):
     float32 under every dtype policy.
 
     Attributes:
-        lambda_: λ of shape `(r, n)`, starts at 0.
-        gamma: γ of shape `(n, s)`, starts at `1 / s`.
+        lambda_: λ of shape `(r, n)`, in a batch `(E, r, n)`; starts at 0.
+        gamma: γ of shape `(n, s)`, in a batch `(E, n, s)`; starts at `1 / s`.
         bank: The shared bases.
         options: The layer's options.
         active: Whether the update takes part; `False` within `base_only`.
@@ -76,10 +76,8 @@ class RandLoRAAdapter(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         """Create λ and γ."""
         shape = self.shape
-        self.lambda_ = self._factor("lambda", (shape.rank, shape.num_bases), 0.0)
-        self.gamma = self._factor(
-            "gamma", (shape.num_bases, shape.smaller), 1.0 / shape.smaller
-        )
+        self.lambda_ = self._factor("lambda", shape.lambda_shape, 0.0)
+        self.gamma = self._factor("gamma", shape.gamma_shape, 1.0 / shape.smaller)
 
     def way(self, input_shape: tuple[int | None, ...]) -> str:
         """Return `"materialized"` or `"factored"` for an input of this shape."""
@@ -101,10 +99,16 @@ class RandLoRAAdapter(keras.layers.Layer):
         if self._is_off():
             return self.product.base(inputs, held)
         self.latest_way = way = self.way(inputs.shape)
-        if way == "materialized" and not (self.dropout and training):
+        at_once = way == "materialized" and not (self.dropout and training)
+        if at_once and self.shape.batch is not None:
+            return self.product.with_kernel(inputs, self.kernel(held))
+        if at_once:
             return self.product.materialized(inputs, held, *self._factors())
         seen = self.dropout(inputs, training=training) if self.dropout else inputs
         base = self.product.base(inputs, held)
+        if self.shape.batch is not None:
+            update = self.kernel(held) - self.product.frozen(held)
+            return base + self.product.with_kernel(seen, update)
         if way == "factored":
             return base + self.product.factored(seen, *self._factors())
         return base + self.product.materialized(seen, (), *self._factors())
@@ -117,6 +121,7 @@ class RandLoRAAdapter(keras.layers.Layer):
         """
         if self._is_off():
             return self.product.frozen(held)
+        self.latest_way = self.latest_way or "materialized"
         return self.product.kernel_with_update(held, *self._factors())
 
     def update(self) -> Array:
@@ -159,7 +164,7 @@ class RandLoRAAdapter(keras.layers.Layer):
     def _factors(self) -> tuple[Array, Array]:
         return ops.convert_to_tensor(self.lambda_), ops.convert_to_tensor(self.gamma)
 
-    def _factor(self, name: str, shape: tuple[int, int], value: float) -> Any:
+    def _factor(self, name: str, shape: tuple[int, ...], value: float) -> Any:
         return self.add_weight(
             name=name,
             shape=shape,

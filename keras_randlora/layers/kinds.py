@@ -43,7 +43,7 @@ def register_layer(
         ValueError: There is an adapted class for `plain` already.
 
     Example:
-    See `examples/guides/new_layer.py` for a convolution.
+    See `examples/guides/new_layer.py` for a layer of one's own.
 
     >>> kr.register_layer(keras.layers.Dense, kr.RandLoRADense)
     Traceback (most recent call last):
@@ -115,8 +115,14 @@ def layout_of(layer: keras.layers.Layer) -> KernelLayout:
 
 
 def is_linear(layer: keras.layers.Layer) -> bool:
-    """Return whether a layer is adapted, or of a kind that can be."""
-    return isinstance(layer, RandLoRALayer) or adapted_class(type(layer)) is not None
+    """Return whether a layer is adapted, or can be."""
+    return isinstance(layer, RandLoRALayer) or is_adaptable(layer)
+
+
+def is_adaptable(layer: keras.layers.Layer) -> bool:
+    """Return whether a plain layer is of a kind that can be adapted."""
+    kind = adapted_class(type(layer))
+    return kind is not None and kind.is_adaptable(layer)
 
 
 def kind_name(layer: keras.layers.Layer) -> str:
@@ -247,7 +253,8 @@ class RandLoRAEinsumDense(RandLoRALayer, keras.layers.EinsumDense):
 
     The kernel is seen as a matrix of its axes that are contracted with the input
     by its axes that appear in the output: `(d, n * h)` for Gemma's query
-    `"btd,ndh->btnh"`.
+    `"btd,ndh->btnh"`. Axes that input, kernel and output share number matrices with an
+    update each: λ and γ get an axis more.
 
     Args:
         equation: Einsum equation, perhaps with `...`.
@@ -274,8 +281,19 @@ class RandLoRAEinsumDense(RandLoRALayer, keras.layers.EinsumDense):
 
     @staticmethod
     def layout_of(layer: keras.layers.Layer) -> KernelLayout:
-        """Return how the kernel is read as a matrix."""
-        return einsum_layout(layer.equation, kernel_shape(layer))
+        """Return how the kernel is read as a matrix, or a batch of them.
+
+        Raises:
+            ValueError: It is no product with matrices, or with a quantized batch.
+        """
+        layout = einsum_layout(layer.equation, kernel_shape(layer))
+        if layout.batch is not None and layer.quantization_mode is not None:
+            raise ValueError(
+                f"Its kernel is a batch of {layout.batch} matrices and quantized as "
+                f"'{layer.quantization_mode}'. Quantize the model without this layer, "
+                "or leave it out of `targets`."
+            )
+        return layout
 
 
 register_layer(keras.layers.Dense, RandLoRADense)

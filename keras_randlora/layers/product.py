@@ -10,6 +10,9 @@ n·r ≈ s, counted in multiply-adds ×2:
 
 `b` is what a product of B with one column costs, `2 l n r` for a dense one. Both keep
 only the input for the backward pass: a quantized kernel is dequantized again there.
+
+A kernel that other code reads, and a batch of them, is `W + M` as a tensor: what
+multiplies by it keeps it for the backward pass, as it would keep a plain kernel.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from keras_randlora.update import (
     UpdateShape,
     adapter_gradients,
     computed_after,
+    gradient_of_update,
     kernel_update,
     scaled_basis_a,
     with_gradient,
@@ -68,6 +72,8 @@ class AdaptedProduct:
             dropout: Whether the adapter sees another input than the kernel, so
                 that a materialized update costs a product of its own.
         """
+        if self.layout.equation is None or self.layout.batch is not None:
+            return "materialized"
         if compute != "auto":
             return compute
         if tokens is None:
@@ -141,11 +147,8 @@ class AdaptedProduct:
             stored = others[count:]
             basis_a, basis_b = reader.read(stored, shape, dtype, after=gradient)
             matrix = layout.to_matrix(cast(gradient, dtype))
-            matrix = transpose(matrix) if shape.transposed else matrix
-            adapter = adapter_gradients(
-                basis_b.project(matrix), lambda_, gamma, basis_a, scale
-            )
-            return adapter
+            projected = basis_b.project(gradient_of_update(shape, matrix))
+            return adapter_gradients(projected, lambda_, gamma, basis_a, scale)
 
         product = with_gradient(forward, backward, trained=2)
         return product(lambda_, gamma, *held, *self.bank.stored())
@@ -158,6 +161,8 @@ class AdaptedProduct:
             held: The tensors that hold the frozen kernel.
         """
         layout, frozen = self.layout, self.kernel
+        if layout.batch is not None:
+            return self.with_kernel(inputs, self.frozen(held))
 
         def forward(x: Array, *held: Array) -> Array:
             kernel = cast(_base_kernel(frozen, held, x, after=x), _dtype(x))
@@ -171,6 +176,11 @@ class AdaptedProduct:
             return (layout.from_rows(x_gradient, x),)
 
         return with_gradient(forward, backward, trained=1)(inputs, *held)
+
+    def with_kernel(self, inputs: Array, kernel: Array) -> Array:
+        """Return the product of the inputs with a kernel that is there."""
+        seen = self.kernel.seen(inputs)
+        return self.layout.apply(seen, cast(kernel, _dtype(inputs)))
 
     def materialized(
         self, inputs: Array, held: Sequence[Array], lambda_: Array, gamma: Array

@@ -129,12 +129,14 @@ def _origin(layer: RandLoRALayer) -> dict[str, Any]:
     adapter = layer.randlora
     spec, given = adapter.bank.spec, adapter.bank.given
     drawn = {"sparsity": spec.sparsity, "seed": spec.seed}
+    batch = {"shared_in_batch": adapter.shape.shared}
     return {
         "rank": adapter.shape.rank,
         "num_bases": adapter.shape.num_bases,
         "alpha": adapter.options.alpha,
         "basis": GIVEN if given else spec.basis,
         **({} if given else drawn),
+        **({} if adapter.shape.batch is None else batch),
     }
 
 

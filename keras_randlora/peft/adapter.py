@@ -327,6 +327,11 @@ def _require_representable(state: AdaptedState) -> None:
         )
     for site in state.selection.adapted:
         shape = site.layer.randlora.shape
+        if shape.batch is not None:
+            raise ValueError(
+                f"The kernel of layer '{site.path}' is a batch of {shape.batch} "
+                "matrices, for which PEFT's RandLora has no place. Use `save_adapter`."
+            )
         full = math.ceil(shape.smaller / shape.rank)
         if shape.num_bases != full:
             raise ValueError(

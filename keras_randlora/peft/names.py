@@ -274,7 +274,7 @@ class ModuleNames:
         backbone = backbone_of(model)
         self.kind = type(backbone).__name__
         self.family = FAMILIES.get(self.kind)
-        self._sites = [site for site in sites(model) if is_linear(site.layer)]
+        self._sites = [site for site in sites(model) if _is_module(site.layer)]
         self._explicit = _checked_map(name_map or {}, self._sites)
         self._prefixes = _prefix_order(self.family, prefix, task=backbone is not model)
         explicit_last = sorted(self._sites, key=lambda s: s.path in self._explicit)
@@ -328,11 +328,11 @@ class ModuleNames:
         Raises:
             ValueError: There is none, or the layer is not linear.
         """
-        if not is_linear(site.layer):
+        if not _is_module(site.layer):
             raise ValueError(
-                f"Layer '{site.path}' ({type(site.layer).__name__}) is not linear and "
-                "has no place in a PEFT folder here. Leave it out of `also_train`, or "
-                "use `save_adapter`."
+                f"'{site.path}' ({type(site.layer).__name__}) is no linear module and "
+                "has no place in a folder of PEFT's RandLora. Leave it out of "
+                "`targets` and `also_train`, or use `save_adapter`."
             )
         names = list(self._names(site))
         if not names:
@@ -380,6 +380,12 @@ class ModuleNames:
         near = [] if site else difflib.get_close_matches(module, self._by_module, n=1)
         nearest = f" Nearest module: '{near[0]}'." if near else ""
         return f"{hint} that the table lacks.{nearest}"
+
+
+def _is_module(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer is what transformers has a linear module for."""
+    kinds = keras.layers.Dense, keras.layers.EinsumDense
+    return isinstance(layer, kinds) and is_linear(layer)
 
 
 def _require_distinct(partners: Mapping[str, str]) -> None:

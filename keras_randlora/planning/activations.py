@@ -9,11 +9,13 @@ A block of a transformer keeps, in numbers for each token:
 | attention | queries, keys, values, result | always |
 | scores | 2 × heads × sequence | attention is not fused |
 | feed-forward | input and result of the activation; all factors of a gate | always |
+| experts | input and result of each bank, for every expert: all are computed | always |
 
 At the peak, when the backward pass begins, all of this lives beside the outputs, their
 log-softmax and the gradients of both. Adapted layers keep their input and nothing else,
-see `keras_randlora.layers.product`. A rematerialized block keeps its input only, and
-one block at a time the rest. What comes before the first adapted block keeps nothing.
+see `keras_randlora.layers.product`; a kernel that is read is kept with its update. A
+rematerialized block keeps its input only, and one block at a time the rest. What comes
+before the first adapted block keeps nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_randlora.adapt import Selection, Site, backbone_of, sites
-from keras_randlora.layers import layout_of
+from keras_randlora.adapt import Selection, Site, all_sites, backbone_of, sites
+from keras_randlora.layers import LinearWeight, holder_of, layout_of
 from keras_randlora.tools import item_size, keras_internals
 from keras_randlora.update import UpdateShape
 
@@ -84,13 +86,21 @@ def step_bytes(
             product, the kernels of adapted layers and the int4 table of the logits.
     """
     item = item_size(model.compute_dtype)
-    trained = {id(site.layer) for site in (*selection.adapted, *selection.also_trained)}
+    trained = {
+        id(holder_of(site.layer))
+        for site in (*selection.adapted, *selection.also_trained)
+    }
     blocks = _blocks(model, trained)
     kept = [step.tokens * _kept(block, step, item) for block in blocks]
     inputs = [step.tokens * block.hidden * item for block in blocks]
     rest = step.tokens * _kept_outside(model, trained, item)
+    experts = step.tokens * _kept_of_experts(model) * item
+    read = _read_kernels(selection) * item
+    if step.remat and blocks:  # of one block at a time
+        experts, read = experts // len(blocks), read // len(blocks)
+    rest += experts + read
     logits = _logits(model, step, item)
-    kernel = max(shape.inputs * shape.outputs for shape in shapes)
+    kernel = max(shape.entries for shape in shapes)
     temporaries = kernel * _KERNELS_AT_A_TIME * _FLOAT32
     if quantization is not None:
         temporaries += kernel * item
@@ -255,6 +265,23 @@ def _kept_outside(model: keras.Model, trained: set[int], item: int) -> int:
             total += sum(_sides(site)) * item
         total += _norm_width(site, [], {}) * (_FLOAT32 + item)
     return total
+
+
+def _kept_of_experts(model: keras.Model) -> int:
+    """Return the numbers that banks of experts keep for each token."""
+    banks = [
+        layout_of(site.layer)
+        for site in all_sites(model, {})
+        if isinstance(site.layer, LinearWeight)
+    ]
+    return sum((bank.batch or 1) * (bank.inputs + bank.outputs) for bank in banks)
+
+
+def _read_kernels(selection: Selection) -> int:
+    """Return the entries of adapted kernels that other code multiplies by."""
+    layouts = [layout_of(layer) for layer in selection.layers]
+    read = [layout for layout in layouts if layout.equation is None]
+    return sum(math.prod(layout.kernel_shape) for layout in read)
 
 
 def _logits(model: keras.Model, step: TrainingStep, item: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_randlora.adapt import select
-from keras_randlora.config import RandLoRAConfig
+from keras_randlora.config import LayerOptions, RandLoRAConfig
 from keras_randlora.layers import layout_of
 from keras_randlora.tools import positive_integer
 from keras_randlora.update import KernelLayout, UpdateShape
@@ -54,7 +54,7 @@ def rank_like_lora(
     """Return the rank that trains about as many parameters as LoRA at `lora_rank`.
 
     The paper compares the two at equal counts; LoRA has `lora_rank * (in + out)`
-    for each kernel seen as a matrix `(in, out)`.
+    for each kernel seen as a matrix `(in, out)`, in a batch for each matrix.
 
     Args:
         model: A built, plain model.
@@ -69,7 +69,10 @@ def rank_like_lora(
     """
     lora_rank = positive_integer("lora_rank", lora_rank)
     layouts = _layouts(model, targets, exclude)
-    lora = sum(lora_rank * (layout.inputs + layout.outputs) for layout in layouts)
+    lora = sum(
+        lora_rank * (layout.inputs + layout.outputs) * (layout.batch or 1)
+        for layout in layouts
+    )
     return rank_for_budget(model, lora, targets, exclude=exclude)
 
 
@@ -80,7 +83,5 @@ def _layouts(model: keras.Model, targets: Any, exclude: Any) -> list[KernelLayou
 
 
 def _parameters(layouts: list[KernelLayout], rank: int) -> int:
-    return sum(
-        UpdateShape.of_kernel(layout.inputs, layout.outputs, rank).trainable
-        for layout in layouts
-    )
+    options = LayerOptions(rank=rank)
+    return sum(UpdateShape.of_layout(layout, options).trainable for layout in layouts)

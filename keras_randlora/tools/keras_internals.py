@@ -72,8 +72,12 @@ _require_names()
 
 
 def kernel_variable(layer: keras.layers.Layer) -> keras.Variable:
-    """Return the variable that holds a layer's own kernel, packed if it is int4."""
-    return layer._kernel
+    """Return the variable that holds a layer's own kernel, packed if it is int4.
+
+    Transposed convolutions have it as `kernel`, which an adapted class reads otherwise.
+    """
+    own = vars(layer)
+    return own["_kernel"] if "_kernel" in own else own["kernel"]
 
 
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
@@ -102,6 +106,13 @@ def set_own_flag(layer: keras.layers.Layer, trainable: bool) -> None:
 def children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Return the layers that a layer holds itself."""
     return list(layer._layers)
+
+
+def sort_children(
+    layer: keras.layers.Layer, place: Callable[[keras.layers.Layer], int]
+) -> None:
+    """Order the layers that a layer holds itself; equal places stay as they are."""
+    layer._layers.sort(key=place)
 
 
 def layers_below(model: keras.layers.Layer) -> list[keras.layers.Layer]:

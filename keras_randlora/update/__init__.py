@@ -13,6 +13,7 @@ from keras_randlora.update.bank import (
 from keras_randlora.update.formula import (
     UpdateShape,
     adapter_gradients,
+    gradient_of_update,
     kernel_update,
     pair_size,
     scaled_basis_a,
@@ -25,6 +26,7 @@ from keras_randlora.update.layouts import (
     KernelLayout,
     dense_layout,
     einsum_layout,
+    read_layout,
 )
 
 __all__ = [
@@ -37,8 +39,10 @@ __all__ = [
     "computed_after",
     "dense_layout",
     "einsum_layout",
+    "gradient_of_update",
     "kernel_update",
     "pair_size",
+    "read_layout",
     "rebuilt_bank",
     "scaled_basis_a",
     "with_gradient",

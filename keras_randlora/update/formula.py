@@ -8,6 +8,9 @@
 | γ | `gamma` | `(n, s)` | trainable, starts at `1 / s` |
 | M | the update | `(l, s)` | `scale * sum_j B_j diag(λ_j) A diag(γ_j)` |
 
+A kernel that is a batch of E matrices (experts, heads) has λ `(E, r, n)` and γ
+`(E, n, s)`, or one of them of a single matrix that all share, and the one pair A, B.
+
 `l` and `s` are the larger and the smaller side of the kernel, `n` the number of
 bases, and `B_j` the columns `j, n + j, 2n + j, …` of B. So column `k * n + j` of
 B meets row `k * n + j` of the stacked `λ[k, j] * A[k] * γ[j]`, the order in which
@@ -21,14 +24,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from keras import ops
 
 from keras_randlora.bases import Operator, PairSize
-from keras_randlora.config import LayerOptions
-from keras_randlora.tools import cast, reshape
+from keras_randlora.config import BatchSharing, LayerOptions
+from keras_randlora.tools import cast, reshape, transpose
 from keras_randlora.update.layouts import KernelLayout
 
 Array = Any
@@ -43,12 +46,16 @@ class UpdateShape:
         outputs: Columns of the kernel matrix.
         rank: Rank `r` of each basis.
         num_bases: Number of bases `n`.
+        batch: How many matrices the kernel holds, `None` for a single one.
+        shared: Which of λ and γ the matrices of a batch share.
     """
 
     inputs: int
     outputs: int
     rank: int
     num_bases: int
+    batch: int | None = field(default=None, repr=False)
+    shared: BatchSharing = field(default="none", repr=False)
 
     @classmethod
     def of_kernel(
@@ -61,9 +68,10 @@ class UpdateShape:
     @classmethod
     def of_layout(cls, layout: KernelLayout, options: LayerOptions) -> UpdateShape:
         """Return the shape of the update of a kernel with the options of its layer."""
-        return cls.of_kernel(
+        shape = cls.of_kernel(
             layout.inputs, layout.outputs, options.rank, options.num_bases
         )
+        return replace(shape, batch=layout.batch, shared=options.shared_in_batch)
 
     @property
     def larger(self) -> int:
@@ -86,9 +94,29 @@ class UpdateShape:
         return self.inputs <= self.outputs
 
     @property
+    def lambda_shape(self) -> tuple[int, ...]:
+        """Shape of λ: `(r, n)`, in a batch one for each matrix or for all."""
+        return (*self._batch("lambda"), self.rank, self.num_bases)
+
+    @property
+    def gamma_shape(self) -> tuple[int, ...]:
+        """Shape of γ: `(n, s)`, in a batch one for each matrix or for all."""
+        return (*self._batch("gamma"), self.num_bases, self.smaller)
+
+    @property
     def trainable(self) -> int:
-        """Trainable parameters, `n * (r + s)`."""
-        return self.num_bases * (self.rank + self.smaller)
+        """Trainable parameters, `n * (r + s)` for each matrix that shares none."""
+        return math.prod(self.lambda_shape) + math.prod(self.gamma_shape)
+
+    @property
+    def entries(self) -> int:
+        """Entries of the kernel."""
+        return self.inputs * self.outputs * (self.batch or 1)
+
+    def _batch(self, name: str) -> tuple[int, ...]:
+        if self.batch is None:
+            return ()
+        return (1 if self.shared == name else self.batch,)
 
 
 def pair_size(shapes: Sequence[UpdateShape]) -> PairSize:
@@ -102,7 +130,7 @@ def pair_size(shapes: Sequence[UpdateShape]) -> PairSize:
 
 
 class AdapterGradients(NamedTuple):
-    """Gradients of the loss: `lambda_` of shape `(r, n)`, `gamma` `(n, s)`."""
+    """Gradients of the loss, of the shapes of λ and γ."""
 
     lambda_: Array
     gamma: Array
@@ -111,11 +139,16 @@ class AdapterGradients(NamedTuple):
 def scaled_basis_a(lambda_: Array, gamma: Array, basis_a: Array) -> Array:
     """Return the stacked `diag(λ_j) A diag(γ_j)` of shape `(r * n, s)`.
 
-    Row `k * n + j` is `λ[k, j] * A[k] * γ[j]`.
+    Row `k * n + j` is `λ[k, j] * A[k] * γ[j]`. Those of a batch stand side by side,
+    `(r * n, E * s)`.
     """
-    rank, num_bases = lambda_.shape
-    stacked = lambda_[:, :, None] * basis_a[:, None, :] * gamma[None, :, :]
-    return reshape(stacked, (rank * num_bases, gamma.shape[1]))
+    rank, num_bases = lambda_.shape[-2:]
+    if len(lambda_.shape) == 2:
+        stacked = lambda_[:, :, None] * basis_a[:, None, :] * gamma[None, :, :]
+    else:
+        lambda_, gamma = _batch_inside(lambda_, gamma)
+        stacked = lambda_[..., None] * basis_a[:, None, None, :] * gamma[None]
+    return reshape(stacked, (rank * num_bases, -1))
 
 
 def kernel_update(
@@ -126,7 +159,7 @@ def kernel_update(
     basis_b: Operator,
     scale: float,
 ) -> Array:
-    """Return the update of the kernel matrix, of shape `(inputs, outputs)`.
+    """Return the update of the kernel matrix, `(inputs, outputs)`, or of a batch.
 
     It is `M = scale * sum_j B_j diag(λ_j) A diag(γ_j)`, transposed if the inputs are
     the smaller side. The product is taken in the dtype of `basis_b`; λ, γ and A are
@@ -135,8 +168,26 @@ def kernel_update(
     scaled = scaled_basis_a(scale * lambda_, gamma, cast(basis_a, "float32"))
     scaled = cast(scaled, basis_b.dtype)
     if shape.transposed:
-        return basis_b.expand_transposed(scaled)
-    return basis_b.expand(scaled)
+        update = basis_b.expand_transposed(scaled)
+        batch = shape.batch, shape.smaller, shape.larger
+        return update if shape.batch is None else reshape(update, batch)
+    update = basis_b.expand(scaled)
+    if shape.batch is None:
+        return update
+    split = reshape(update, (shape.larger, shape.batch, shape.smaller))
+    return transpose(split, (1, 0, 2))
+
+
+def gradient_of_update(shape: UpdateShape, gradient: Array) -> Array:
+    """Return the gradient of M `(l, s)` from that of what `kernel_update` returned.
+
+    Those of a batch stand side by side, `(l, E * s)`.
+    """
+    if shape.batch is None:
+        return transpose(gradient) if shape.transposed else gradient
+    if shape.transposed:
+        return transpose(reshape(gradient, (-1, shape.larger)))
+    return reshape(transpose(gradient, (1, 0, 2)), (shape.larger, -1))
 
 
 def adapter_gradients(
@@ -151,17 +202,43 @@ def adapter_gradients(
     With `G` the gradient of M, that of the stacked basis is `Bᵀ G`.
 
     Args:
-        stacked_gradient: Gradient of `scale * scaled_basis_a(…)`, `(r * n, s)`.
-        lambda_: λ of shape `(r, n)`, float32.
-        gamma: γ of shape `(n, s)`, float32.
+        stacked_gradient: Gradient of `scale * scaled_basis_a(…)`, `(r * n, s)`, or
+            `(r * n, E * s)` of a batch.
+        lambda_: λ, float32.
+        gamma: γ, float32.
         basis_a: A of shape `(r, s)`.
         scale: The factor of the update.
     """
-    rank, num_bases = lambda_.shape
+    rank, num_bases = lambda_.shape[-2:]
+    smaller = gamma.shape[-1]
     gradient = cast(stacked_gradient, "float32")
-    gradient = reshape(gradient, (rank, num_bases, gamma.shape[1]))
-    gradient = gradient * cast(basis_a, "float32")[:, None, :]
+    basis_a = cast(basis_a, "float32")
+    if len(lambda_.shape) == 2:
+        gradient = reshape(gradient, (rank, num_bases, smaller))
+        gradient = gradient * basis_a[:, None, :]
+        return AdapterGradients(
+            lambda_=scale * ops.sum(gradient * gamma[None, :, :], axis=2),
+            gamma=scale * ops.sum(gradient * lambda_[:, :, None], axis=0),
+        )
+    batch = lambda_.shape[0], gamma.shape[0]
+    gradient = reshape(gradient, (rank, num_bases, max(batch), smaller))
+    gradient = gradient * basis_a[:, None, None, :]
+    lambda_, gamma = _batch_inside(lambda_, gamma)
+    of_lambda = transpose(ops.sum(gradient * gamma[None], axis=3), (2, 0, 1))
+    of_gamma = transpose(ops.sum(gradient * lambda_[..., None], axis=0), (1, 0, 2))
     return AdapterGradients(
-        lambda_=scale * ops.sum(gradient * gamma[None, :, :], axis=2),
-        gamma=scale * ops.sum(gradient * lambda_[:, :, None], axis=0),
+        lambda_=scale * _summed_if_shared(of_lambda, batch[0]),
+        gamma=scale * _summed_if_shared(of_gamma, batch[1]),
     )
+
+
+def _batch_inside(lambda_: Array, gamma: Array) -> tuple[Array, Array]:
+    """Return λ as `(r, n, E)` and γ as `(n, E, s)`."""
+    return transpose(lambda_, (1, 2, 0)), transpose(gamma, (1, 0, 2))
+
+
+def _summed_if_shared(gradient: Array, batch: int) -> Array:
+    """Return the gradient of what has `batch` matrices: one, where all share it."""
+    if batch == gradient.shape[0]:
+        return gradient
+    return ops.sum(gradient, axis=0, keepdims=True)

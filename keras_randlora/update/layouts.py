@@ -1,4 +1,4 @@
-"""The kernel of any Dense or EinsumDense layer, seen as a matrix and back.
+"""The kernel of any layer, seen as a matrix (or a batch of them) and back.
 
 An equation is analysed once into a `KernelLayout`; afterwards only transposes,
 reshapes and einsums are run.
@@ -18,44 +18,53 @@ from keras_randlora.tools import is_traced, reshape, transpose
 
 Array = Any
 DENSE_EQUATION = "...a,ab->...b"
+AXIS_ROLES = ("batch", "in", "out")
 
 
 @dataclass(frozen=True)
 class KernelLayout:
-    """How a kernel is read as a matrix `(inputs, outputs)`.
+    """How a kernel is read as a matrix `(inputs, outputs)`, or as a batch of them.
 
     Attributes:
-        equation: The layer's einsum equation, perhaps with an ellipsis.
+        equation: The layer's einsum equation, perhaps with an ellipsis; `None` for a
+            kernel that is read by code of its own, never multiplied by ours.
         kernel_shape: Shape of the kernel as the layer holds it.
         input_axes: Kernel axes that are contracted with the input.
         output_axes: Kernel axes that appear in the output.
+        batch_axes: Kernel axes that number matrices of their own: experts, heads.
     """
 
-    equation: str
+    equation: str | None
     kernel_shape: tuple[int, ...]
     input_axes: tuple[int, ...]
     output_axes: tuple[int, ...]
+    batch_axes: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> int:
         """Rows of the matrix."""
-        return math.prod([self.kernel_shape[axis] for axis in self.input_axes])
+        return self._size(self.input_axes)
 
     @property
     def outputs(self) -> int:
         """Columns of the matrix."""
-        return math.prod([self.kernel_shape[axis] for axis in self.output_axes])
+        return self._size(self.output_axes)
+
+    @property
+    def batch(self) -> int | None:
+        """How many matrices the kernel holds, `None` for a single one."""
+        return self._size(self.batch_axes) if self.batch_axes else None
 
     def to_matrix(self, kernel: Array) -> Array:
-        """Return the kernel as a matrix of shape `(inputs, outputs)`."""
-        order = self.input_axes + self.output_axes
-        return reshape(_transpose(kernel, order), (self.inputs, self.outputs))
+        """Return the kernel as `(inputs, outputs)`, or `(batch, inputs, outputs)`."""
+        batch = () if self.batch is None else (self.batch,)
+        moved = _transpose(kernel, self._order)
+        return reshape(moved, (*batch, self.inputs, self.outputs))
 
     def to_kernel(self, matrix: Array) -> Array:
-        """Return a matrix `(inputs, outputs)` in the shape of the kernel."""
-        order = self.input_axes + self.output_axes
-        split = reshape(matrix, [self.kernel_shape[axis] for axis in order])
-        return _transpose(split, _inverse(order))
+        """Return what `to_matrix` returned in the shape of the kernel."""
+        split = reshape(matrix, [self.kernel_shape[axis] for axis in self._order])
+        return _transpose(split, _inverse(self._order))
 
     def apply(self, inputs: Array, kernel: Array) -> Array:
         """Return the layer's product, by the very operation that Keras runs."""
@@ -100,7 +109,16 @@ class KernelLayout:
         sizes = [input_shape[axis] for axis in axes.input_rows[: axes.token_count]]
         return math.prod(sizes) if all(type(s) is int for s in sizes) else None
 
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return self.batch_axes + self.input_axes + self.output_axes
+
+    def _size(self, axes: tuple[int, ...]) -> int:
+        return math.prod([self.kernel_shape[axis] for axis in axes])
+
     def _axes(self, input_ndim: int) -> _Axes:
+        if self.equation is None:
+            raise ValueError("A kernel that is only read has no product with inputs.")
         key = self.equation, input_ndim
         axes = _RESOLVED.get(key)
         if axes is None:
@@ -125,38 +143,78 @@ def einsum_layout(equation: str, kernel_shape: tuple[int, ...]) -> KernelLayout:
     """Analyse an `EinsumDense` equation.
 
     Args:
-        equation: For instance `"btd,ndh->btnh"`, `"...x,xy->...y"`.
+        equation: For instance `"btd,ndh->btnh"`, `"...x,xy->...y"`, or
+            `"bth,hxy->bthy"` with a matrix for each head `h`.
         kernel_shape: Shape of the layer's kernel.
 
     Raises:
-        ValueError: The kernel does not split into axes contracted with the
-            input and axes of the output (a batch of kernels, a summed axis).
+        ValueError: The kernel does not split into axes contracted with the input, axes
+            of the output, and axes of both that number matrices (a summed axis).
     """
     inputs, kernel, outputs = _split(equation)
-    shared = sorted(set(kernel) & set(inputs) & set(outputs))
-    if shared:
-        raise ValueError(
-            f"The equation '{equation}' holds a batch of kernels: axis "
-            f"'{shared[0]}' stands in the input, the kernel and the output. "
-            "RandLoRA adapts kernels that split into input axes and output axes. "
-            "Leave this layer out of `targets`."
-        )
+    contracted = set(kernel) & set(inputs) - set(outputs)
     lonely = sorted(set(kernel) - set(inputs) - set(outputs))
     summed = sorted(set(inputs) - set(kernel) - set(outputs) - {"."})
     repeated = any(
         len(set(labels)) != len(labels) for labels in (inputs.replace(".", ""), kernel)
     )
-    if lonely or summed or repeated or not set(kernel) & set(inputs):
+    if lonely or summed or repeated or not contracted:
         raise ValueError(
             f"The equation '{equation}' is not a product of the input's axes with "
             "a kernel that splits into input axes and output axes. Leave this "
             "layer out of `targets`."
         )
+
+    def axes(in_input: bool, in_output: bool) -> tuple[int, ...]:
+        found = (in_input, in_output)
+        return tuple(
+            i for i, a in enumerate(kernel) if (a in inputs, a in outputs) == found
+        )
+
     return KernelLayout(
         equation=equation,
         kernel_shape=tuple(kernel_shape),
-        input_axes=tuple(i for i, axis in enumerate(kernel) if axis in inputs),
-        output_axes=tuple(i for i, axis in enumerate(kernel) if axis in outputs),
+        input_axes=axes(True, False),
+        output_axes=axes(False, True),
+        batch_axes=axes(True, True),
+    )
+
+
+def read_layout(roles: str, kernel_shape: tuple[int, ...]) -> KernelLayout:
+    """Return the layout of a kernel that is read, from the roles of its axes.
+
+    Args:
+        roles: A word for each axis of the kernel: `"in"`, `"out"` or `"batch"`, such
+            as `"batch in out"` for a matrix `(in, out)` for each expert.
+        kernel_shape: Shape of the kernel.
+
+    Raises:
+        ValueError: There is another number of axes, an unknown word, no `"in"` or no
+            `"out"`.
+    """
+    words = roles.split()
+    shown = f"Received: axes={roles!r} for a weight of shape {tuple(kernel_shape)}."
+    if unknown := [word for word in words if word not in AXIS_ROLES]:
+        raise ValueError(
+            f"Axes are described by {list(AXIS_ROLES)}, not by '{unknown[0]}'. {shown}"
+        )
+    if len(words) != len(kernel_shape):
+        raise ValueError(f"Axes are described by one word for each. {shown}")
+    if not {"in", "out"} <= set(words):
+        raise ValueError(
+            "A weight that is multiplied has an axis 'in' at least, which is summed "
+            f"over, and an axis 'out'. {shown}"
+        )
+
+    def axes(role: str) -> tuple[int, ...]:
+        return tuple(i for i, word in enumerate(words) if word == role)
+
+    return KernelLayout(
+        equation=None,
+        kernel_shape=tuple(kernel_shape),
+        input_axes=axes("in"),
+        output_axes=axes("out"),
+        batch_axes=axes("batch"),
     )
 
 

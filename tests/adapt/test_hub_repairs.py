@@ -1,17 +1,14 @@
 """Keras-hub's particulars: incomplete configurations, backbones, kernels it reads."""
 
-import re
-
 import keras
 import keras_hub
 import numpy as np
 import pytest
 from keras import ops
-from models import LLAMA
+from models import LLAMA, randomize
 
 import keras_randlora as kr
 from keras_randlora.adapt.hub_repairs import backbone_of, complete_config
-from keras_randlora.adapt.targets import select_addresses
 
 TOKENS = {
     "token_ids": np.arange(1, 9, dtype="int32").reshape(2, 4),
@@ -58,20 +55,17 @@ def test_a_backbone_that_holds_another_is_its_own():
     assert backbone_of(detector.backbone) is detector.backbone
 
 
-def test_a_kernel_that_its_holder_reads_is_refused_by_name():
+def test_a_kernel_that_its_holder_reads_is_adapted():
+    """Gemma 4 multiplies by kernels of layers that it does not call."""
     model = keras_hub.models.Gemma4Backbone(
         **LLAMA, head_dim=4, image_size=16, sliding_window_size=4
     )
-    message = (
-        "Layer 'decoder_block_0/ffw_gating' cannot be adapted: Gemma4TextDecoderBlock "
-        "of keras-hub multiplies by its kernel without calling it, so that an update "
-        "would take no part. Leave such layers out: "
-        "exclude=['ffw_gating', 'ffw_gating_2', 'ffw_linear']."
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        kr.enable_randlora(model, rank=2, targets="all-linear")
-    with pytest.raises(ValueError, match="ffw_linear' cannot be adapted"):
-        select_addresses(model, ["decoder_block_1/ffw_linear"], [])
-    exclude = ["ffw_gating", "ffw_gating_2", "ffw_linear"]
-    report = kr.enable_randlora(model, rank=2, targets="all-linear", exclude=exclude)
-    assert {layer.path.split("/")[1] for layer in report.layers} == {"attention"}
+    report = kr.enable_randlora(model, rank=2, targets=["ffw_gating", "ffw_linear"])
+    assert len(report.layers) == 4
+    inputs = {**TOKENS, "position_ids": np.tile(np.arange(4, dtype="int32"), (2, 1))}
+    before = ops.convert_to_numpy(model(inputs))
+    randomize(model)
+    tuned = ops.convert_to_numpy(model(inputs))
+    assert np.abs(tuned - before).max() > 1e-3
+    kr.merge_randlora(model)
+    np.testing.assert_allclose(ops.convert_to_numpy(model(inputs)), tuned, atol=1e-5)

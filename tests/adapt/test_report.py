@@ -50,7 +50,7 @@ def test_counts(name):
     )
     total = inputs * outputs + outputs
     assert report == kr.Report(
-        report.layers, trainable, trainable, total, basis_bytes, 4 * trainable
+        report.layers, trainable, trainable, total, basis_bytes, 4 * trainable, 1.0
     )
     assert report.share == trainable / total
     assert report.adapter_bytes == 4 * trainable
@@ -99,6 +99,7 @@ def test_the_table():
         "           228  auto",
         "6 adapted layers, 522 parameters of λ and γ; 522 trainable in all, 12.219% of "
         "4,272.",
+        "Adapts 40.7% of the weights that are multiplied.",
         "Adapter file 2.09 kB, stored bases 1.63 kB.",
     ]
 
@@ -109,6 +110,7 @@ def test_one_layer_in_the_table():
         "            12  auto",
         "1 adapted layers, 12 parameters of λ and γ; 12 trainable in all, 42.857% of "
         "28.",
+        "Adapts 100.0% of the weights that are multiplied.",
         "Adapter file 48 B, stored bases 128 B.",
     ]
 
@@ -140,7 +142,7 @@ def test_the_table_tells_how_the_product_was_taken():
     report = kr.summary(model)
     assert [layer.way for layer in report.layers] == ["materialized"] * 3
     assert [layer.compute for layer in report.layers] == ["auto"] * 3
-    rows = str(report).splitlines()[:-2]
+    rows = str(report).splitlines()[:-3]
     assert [row.split()[-1] for row in rows] == ["compute"] + ["materialized"] * 3
 
 

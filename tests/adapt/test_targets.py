@@ -185,7 +185,7 @@ class ExpertBank(layers.Layer):
 def curiosities():
     """Return a model with a layer of each kind that is refused by name."""
     inputs = keras.Input((4, 6))
-    x = layers.EinsumDense("bnd,ndh->bnh", (4, 6), name="per_head")(inputs)
+    x = layers.EinsumDense("bnd,d->bnd", (4, 6), name="scale")(inputs)
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(5, kernel_constraint="unit_norm", name="constrained")(x)
     x = layers.SpectralNormalization(layers.Dense(6, name="scaled"), name="wrapper")(x)
@@ -209,9 +209,12 @@ def unbuilt_sequential():
     return keras.Sequential([layers.Dense(4, name="dense")], name="unbuilt")
 
 
-ADAPTS = "RandLoRA adapts keras.layers.Dense and keras.layers.EinsumDense."
+ADAPTS = (
+    "RandLoRA adapts keras.layers.Dense and EinsumDense, convolutions without groups, "
+    "and weights that layers multiply by."
+)
 LINEAR = (
-    "Dense and EinsumDense layers are named ['query', 'key', 'value', "
+    "Linear layers and weights are named ['query', 'key', 'value', "
     "'attention_output', 'classifier']."
 )
 REFUSALS = {
@@ -231,15 +234,11 @@ REFUSALS = {
         "Target 'mixer' matches 'mixer', a layer of type MultiHeadAttention. "
         f"{ADAPTS} To adapt the layers inside it, use 'mixer/*'.",
     ),
-    "convolution": (
-        cnn,
-        dict(targets=["dense", "conv"]),
-        f"Target 'conv' matches 'conv', a layer of type Conv2D. {ADAPTS}",
-    ),
     "raw weights": (
         curiosities,
         dict(targets="experts"),
-        f"Target 'experts' matches 'experts', a layer of type ExpertBank. {ADAPTS}",
+        "Target 'experts' matches 'experts/experts', a weight of shape (2, 6, 4). Say "
+        "what its axes are, such as weight_axes={'experts': 'batch in out'}, if it is",
     ),
     "constraint": (
         curiosities,
@@ -252,11 +251,10 @@ REFUSALS = {
         "Layer 'wrapper/scaled' stands in a SpectralNormalization, which rewrites the "
         "kernel in every training step. RandLoRA keeps it frozen;",
     ),
-    "batch of kernels": (
+    "no product": (
         curiosities,
-        dict(targets=["head", "per_head"]),
-        "Layer 'per_head' cannot be adapted. The equation 'bnd,ndh->bnh' holds a batch "
-        "of kernels: axis 'n' stands in the input, the kernel and the output.",
+        dict(targets=["head", "scale"]),
+        "Layer 'scale' cannot be adapted. The equation 'bnd,d->bnd' is not a product ",
     ),
     "Keras LoRA": (
         with_keras_lora,
@@ -336,7 +334,7 @@ REFUSALS = {
         cnn,
         {},
         "Model 'cnn' has no attention layers to adapt by default. Pass `targets`, for "
-        "instance targets='all-linear'. Dense and EinsumDense layers: ['dense', "
+        "instance targets='all-linear'. Linear layers and weights: ['conv', 'dense', "
         "'head'].",
     ),
     "no blocks": (

@@ -500,7 +500,7 @@ def other_kinds():
     return keras.Sequential(
         [
             keras.Input((6, 1)),
-            layers.Conv1D(10, 6, name="hidden_1"),
+            layers.DepthwiseConv1D(6, name="hidden_1"),
             layers.Dense(5, name="hidden_2"),
             layers.Dense(3, name="head"),
         ]

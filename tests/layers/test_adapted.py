@@ -815,12 +815,30 @@ def test_a_bank_that_is_too_small_is_refused(sizes):
         layer.build((None, 8))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("case", BATCHED_EQUATIONS, ids=lambda case: case.where)
-def test_a_batch_of_kernels_is_refused(case):
-    layer = RandLoRAEinsumDense(case.equation, case.output_shape, rank=2)
-    message = f"The equation '{case.equation}' holds a batch of kernels"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        layer.build(case.input_shape)
+def test_a_batch_of_kernels_has_an_update_each(case, dropout):
+    layer = RandLoRAEinsumDense(
+        case.equation, case.output_shape, rank=2, dropout=dropout
+    )
+    layer.build(case.input_shape)
+    randomize_layer(layer)
+    layout, x = layer.kernel_layout(), entries(case.input_shape)
+    delta = as_numpy(layout.to_kernel(update_by_formula(layer)))
+    expected = np.einsum(case.equation, x, as_numpy(layer._kernel) + delta)
+    assert_close(as_numpy(layer(x)), expected, TOLERANCE)
+    assert layer.randlora.way(case.input_shape) == "materialized"
+    if dropout:
+        trained = as_numpy(layer(x, training=True))
+        assert np.abs(trained - expected).max() > 1e-2
+
+
+def test_a_quantized_batch_of_kernels_is_refused():
+    layer = keras.layers.EinsumDense("btnh,nhd->btnd", (None, 4, 8))
+    layer.build((2, 3, 4, 5))
+    layer.quantize("int8")
+    with pytest.raises(ValueError, match="Its kernel is a batch of 4 matrices and"):
+        RandLoRAEinsumDense.layout_of(layer)
 
 
 def test_keras_lora_is_refused_on_an_adapted_layer():

@@ -157,24 +157,34 @@ def test_new_basis(run):
 
 
 def test_new_layer(run):
+    names = run("new_layer")
+    kind, model = names["Scores"], names["model"]
     try:
-        names = run("new_layer")
-        model = names["model"]
-        assert [layer.name for layer in names["report"].layers] == ["mix", "head"]
-        x = np.random.default_rng(0).random((4, 8, 8, 3), "float32")
+        assert [layer.name for layer in names["report"].layers] == ["hidden", "scores"]
+        x = np.random.default_rng(0).random((4, 7), "float32")
         model.compile(keras.optimizers.Adam(0.003), "mse")
-        losses = [model.train_on_batch(x, np.ones((4, 2))) for _ in range(5)]
+        losses = [model.train_on_batch(x, np.ones((4, 9))) for _ in range(5)]
         assert losses[-1] < losses[0]
         trained = model.predict(x, verbose=0)
-        assert np.any(kr.get_adapter(model)["mix/lambda"])
+        assert np.any(kr.get_adapter(model)["scores/lambda"])
         kr.save_adapter(model, "adapter.safetensors")
         kr.merge_randlora(model)
-        assert type(model.get_layer("mix")) is keras.layers.Conv2D
+        assert type(model.get_layer("scores")) is kind
         np.testing.assert_allclose(model.predict(x, verbose=0), trained, atol=1e-5)
-        with pytest.raises(ValueError, match="'edges' cannot be adapted. Only conv"):
-            kr.enable_randlora(model, rank=2, targets="edges")
     finally:
-        kinds._KINDS.pop(keras.layers.Conv2D, None)
+        kinds._KINDS.pop(kind, None)
+
+
+def test_experts(run):
+    names = run("experts")
+    assert fell(names["history"])
+    report, shared = names["report"], names["shared"]
+    assert (report.coverage, len(report.layers), len(shared.layers)) == (1.0, 7, 3)
+    loaded = tiny_presets.tiny_mixtral()
+    kr.load_adapter(loaded, "experts.safetensors")
+    trained = kr.get_adapter(loaded)
+    assert all(np.any(trained[key]) for key in trained if key.endswith("lambda"))
+    assert [layer.path for layer in kr.summary(names["own"]).layers] == ["heads/bank"]
 
 
 def test_every_guide_is_run():

@@ -417,7 +417,8 @@ def test_a_save_that_fails_leaves_the_former_folder(
 def test_every_linear_layer_of_a_family_has_one_name(name):
     model = models.EXAMPLES[name].build()
     names = peft_names.ModuleNames(model)
-    linear = [site for site in sites(model) if site.linear]
+    dense = keras.layers.Dense, keras.layers.EinsumDense
+    linear = [site for site in sites(model) if isinstance(site.layer, dense)]
     by_module = names.modules(linear)
     assert len(by_module) == len(linear) > 0
     assert {site.path for site in names.sites(by_module).values()} == {
@@ -738,8 +739,22 @@ def test_save_refuses_what_peft_has_no_place_for(tmp_path, options, match):
 def test_save_refuses_layers_that_are_not_linear(tmp_path):
     model = models.EXAMPLES["cnn"].build()
     kr.enable_randlora(model, rank=RANK, targets="dense", also_train="batch_norm")
-    with pytest.raises(ValueError, match=r"'batch_norm' \(BatchNorm.*\) is not linear"):
+    with pytest.raises(ValueError, match=r"'batch_norm' \(BatchNorm.*\) is no linear"):
         kr.peft.save(model, tmp_path / "adapter", name_map={"dense": "fc"})
+
+
+@pytest.mark.parametrize("target", ["conv", "per_head"])
+def test_save_refuses_convolutions_and_batches(target, tmp_path):
+    inputs = keras.Input((4, 4, 3))
+    x = keras.layers.Conv2D(4, 2, strides=2, name="conv")(inputs)
+    x = keras.layers.Reshape((4, 4))(x)
+    x = keras.layers.EinsumDense("bhd,hdo->bho", (4, 3), name="per_head")(x)
+    model = keras.Model(inputs, x)
+    kr.enable_randlora(model, rank=RANK, targets=target)
+    message = f"names '{target}', which is not|layer '{target}' is a batch of 4"
+    with pytest.raises(ValueError, match=message):
+        kr.peft.save(model, tmp_path / "adapter", name_map={target: "net.0"})
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_save_refuses_fused_layers(tmp_path):

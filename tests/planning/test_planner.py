@@ -322,3 +322,52 @@ def test_an_adapted_model_is_refused():
     kr.enable_randlora(model, 2, "all-linear")
     with pytest.raises(ValueError, match="is already adapted by RandLoRA"):
         kr.plan(model)
+
+
+def test_experts_are_planned_for():
+    """Their banks are all computed, and kept with their updates."""
+    import keras_hub
+
+    sizes = dict(
+        vocabulary_size=23,
+        num_layers=2,
+        num_query_heads=4,
+        num_key_value_heads=2,
+        hidden_dim=16,
+        intermediate_dim=24,
+    )
+    model = keras_hub.models.MixtralBackbone(**sizes, num_experts=3)
+    attention, experts = (
+        kr.plan(model, 2, targets=targets, batch=2, sequence=8)
+        for targets in ("attention", "experts")
+    )
+    banks = 2 * 3 * (3 * 16 * 24)  # blocks, experts, matrices of each
+    assert experts.activations - attention.activations > 4 * banks / 2
+    report = kr.enable_randlora(model, 2, "experts")
+    assert (experts.trainable, experts.adapter) == (
+        report.trainable,
+        4 * report.adapter,
+    )
+
+
+def test_ranks_count_each_expert():
+    import keras_hub
+
+    model = keras_hub.models.MixtralBackbone(
+        vocabulary_size=23,
+        num_layers=1,
+        num_query_heads=4,
+        num_key_value_heads=2,
+        hidden_dim=16,
+        intermediate_dim=24,
+        num_experts=3,
+    )
+    rank = kr.rank_like_lora(model, 2, "experts")
+    lora = 3 * 3 * 2 * (16 + 24)
+    counts = {}
+    for other in range(1, 17):
+        counts[other] = kr.enable_randlora(model, other, "experts").adapter
+        kr.disable_randlora(model)
+    assert rank == min(
+        sorted(counts, reverse=True), key=lambda r: abs(counts[r] - lora)
+    )

@@ -160,6 +160,7 @@ NOT_A_PRODUCT = {
     "an axis of the kernel twice": ("ab,bbc->ac", (3, 3, 4)),
     "an axis of the input twice": ("aab,bc->ac", (3, 4)),
     "nothing contracted": ("ab,cd->abcd", (3, 4)),
+    "a scale": ("abc,c->abc", (4,)),
 }
 
 
@@ -176,16 +177,29 @@ def test_other_equations_are_refused_by_name(equation, kernel_shape):
         einsum_layout(equation, kernel_shape)
 
 
-def test_a_batch_of_kernels_is_refused_by_name():
-    message = (
-        "The equation 'bnd,ndh->bnh' holds a batch of kernels: axis 'n' stands in the "
-        "input, the kernel and the output."
-    )
-    with pytest.raises(ValueError, match=message):
-        einsum_layout("bnd,ndh->bnh", (2, 3, 4))
+def test_an_axis_of_all_three_numbers_matrices():
+    layout = einsum_layout("bnd,ndh->bnh", (2, 3, 4))
+    assert (layout.batch, layout.inputs, layout.outputs) == (2, 3, 4)
+    assert einsum_layout("bd,dh->bh", (3, 4)).batch is None
 
 
 @pytest.mark.parametrize("case", BATCHED_EQUATIONS, ids=lambda c: c.where)
-def test_every_batched_equation_is_refused(case):
-    with pytest.raises(ValueError, match="holds a batch of kernels"):
-        einsum_layout(case.equation, kernel_shape_of(case))
+def test_a_batch_of_matrices_and_back(case):
+    """Each matrix of the batch multiplies the inputs of its own index."""
+    shape = kernel_shape_of(case)
+    layout = einsum_layout(case.equation, shape)
+    kernel = entries(shape, 2)
+    matrices = evaluate(layout.to_matrix, kernel)
+    assert matrices.shape == (layout.batch, layout.inputs, layout.outputs)
+    np.testing.assert_array_equal(evaluate(layout.to_kernel, matrices), kernel)
+    x = entries(case.input_shape, 1)
+    outputs = np.einsum(case.equation, x, kernel)
+    (axis,) = layout.batch_axes
+    label = case.equation.split("->")[0].split(",")[1][axis]
+    left, right = case.equation.split(",")[0], case.equation.split("->")[1]
+    inputs, wanted = (
+        np.moveaxis(array, labels.index(label) - len(labels), 0)
+        for array, labels in ((x, left), (outputs, right))
+    )
+    for one, matrix, expected in zip(inputs, matrices, wanted, strict=True):
+        np.testing.assert_allclose(one @ matrix, expected, rtol=1e-4, atol=1e-5)
