@@ -130,9 +130,9 @@ def frozen(model):
 
 
 def adapters_of(model):
-    """Return `{path: adapter}` of the adapted layers, in the model's order."""
+    """Return `{address: adapter}` of the adapted layers, in the model's order."""
     return {
-        site.path: site.layer.randlora
+        site.address: site.layer.randlora
         for site in sites(model)
         if isinstance(site.layer, kr.RandLoRALayer)
     }
