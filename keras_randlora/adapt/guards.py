@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ import keras
 from keras_randlora.adapt.compiled import note_compiled
 from keras_randlora.adapt.diagnostics import warn_of_large_steps, warn_of_unsaved
 from keras_randlora.adapt.state import find_state
+from keras_randlora.adapt.state_trees import restore_tree
 from keras_randlora.layers import RandLoRALayer, pass_gradients
 from keras_randlora.tools import keras_internals
 
@@ -30,6 +31,8 @@ def install_guards() -> None:
         method = getattr(keras.Model, name)
         if not hasattr(method, "guarded"):
             setattr(keras.Model, name, _guarded_maker(name, method))
+    if not hasattr(keras.Model.set_state_tree, "guarded"):
+        keras.Model.set_state_tree = _guarded_set_state_tree()
     keras_internals.check_before_quantizing(_refuse_to_quantize)
 
 
@@ -62,6 +65,18 @@ def _guarded_enable_lora(method: Callable[..., Any]) -> Callable[..., Any]:
 
     enable_lora.guarded = True  # type: ignore[attr-defined]
     return enable_lora
+
+
+def _guarded_set_state_tree() -> Callable[..., None]:
+    """Return `set_state_tree`, through which Orbax folders are loaded as well."""
+    method = keras.Model.set_state_tree
+
+    @functools.wraps(method)
+    def set_state_tree(self: keras.Model, state_tree: Mapping[str, Any]) -> None:
+        restore_tree(self, _adapted_layers(self), state_tree, method)
+
+    set_state_tree.guarded = True  # type: ignore[attr-defined]
+    return set_state_tree
 
 
 def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
