@@ -35,7 +35,9 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
     """Saves the adapter, and nothing else, after each epoch or some steps.
 
     Unlike `keras.callbacks.ModelCheckpoint` it writes λ, γ and what is trained beside
-    them: megabytes instead of the model. A crash leaves the former file whole.
+    them: megabytes instead of the model. A crash leaves the former file whole. The file
+    holds what the model computes with at its moment; with `use_ema=True` averages only
+    if `keras.callbacks.SwapEMAWeights(swap_on_epoch=True)` comes before.
 
     Args:
         path: The adapter's file, ending in `.safetensors`. May have the fields of

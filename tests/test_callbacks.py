@@ -163,6 +163,33 @@ def test_training_goes_on_from_adapter_and_optimizer(tmp_path):
     assert_same_arrays(kr.get_adapter(resumed), kr.get_adapter(model))
 
 
+def test_files_hold_what_the_model_computes_with(tmp_path):
+    """With `use_ema=True` that is no average, but at the end of `fit` or if swapped."""
+
+    def files(name, *before):
+        model = MLP.build()
+        kr.enable_randlora(model, rank=2, targets="all-linear")
+        compile_model(model, optimizer=keras.optimizers.Adam(1e-3, use_ema=True))
+        fit(model, *before, kr.RandLoRACheckpoint(tmp_path / name))
+        averages = kr.get_adapter(model)
+        kr.load_adapter(model, tmp_path / name)
+        return kr.get_adapter(model), averages
+
+    raw, averages = files("raw.safetensors")
+    plain = MLP.build()
+    kr.enable_randlora(plain, rank=2, targets="all-linear")
+    compile_model(plain, optimizer=keras.optimizers.Adam(1e-3))
+    fit(plain)
+    for key, array in kr.get_adapter(plain).items():
+        np.testing.assert_allclose(raw[key], array, atol=1e-6)
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    swapped, again = files("averages.safetensors", swap)
+    for key, array in averages.items():
+        np.testing.assert_allclose(again[key], array, atol=1e-6)
+        np.testing.assert_allclose(swapped[key], array, atol=1e-6)
+    assert any(np.any(np.abs(raw[k] - averages[k]) > 1e-5) for k in raw)
+
+
 def test_it_says_what_it_writes(tmp_path, capsys):
     fit(adapted(), kr.RandLoRACheckpoint(tmp_path / "a.safetensors", verbose=1))
     assert capsys.readouterr().out.count(f"adapter saved to {tmp_path}") == 3

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_randlora.adapt.holders import update_holders
 from keras_randlora.adapt.sites import sites
@@ -114,6 +116,41 @@ def renew_optimizers(models: Sequence[keras.Model]) -> None:
     for model in models:
         if _holds_optimizer_state(model):
             keras_internals.forget_state(model.optimizer)
+
+
+def follow_values(model: keras.Model, variables: Sequence[keras.Variable]) -> None:
+    """Let optimizers go on from values that variables were given.
+
+    Averages of former values become the new ones, else they would draw the variables
+    back; gradients at the former values that wait to be applied are dropped. Momenta
+    are of gradients and fade in a few steps: they stay, as the count of steps does.
+
+    Args:
+        model: The model whose variables they are.
+        variables: The variables.
+    """
+    given = {id(variable) for variable in variables}
+    for holder in {id(m): m for m in (model, *_COMPILED)}.values():
+        if not _holds_optimizer_state(holder):
+            continue
+        for variable, average in keras_internals.averages_of(holder.optimizer):
+            if id(variable) in given:
+                average.assign(ops.copy(variable))
+        for variable, total in keras_internals.accumulators_of(holder.optimizer):
+            if id(variable) in given:
+                total.assign(np.zeros(total.shape, total.dtype))
+
+
+def part_averages(model: keras.Model) -> None:
+    """Give averages arrays of their own.
+
+    At the end of `fit` Keras 3.15 lets variables and averages share them, and JAX
+    refuses to give the same array away twice, after it has deleted all others.
+    """
+    if keras.backend.backend() == "jax" and _holds_optimizer_state(model):
+        for variable, average in keras_internals.averages_of(model.optimizer):
+            if average.value is variable.value:
+                average.assign(ops.copy(variable))
 
 
 def _holds_optimizer_state(model: keras.Model) -> bool:

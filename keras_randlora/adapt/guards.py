@@ -13,11 +13,11 @@ from typing import Any
 
 import keras
 
-from keras_randlora.adapt.compiled import note_compiled
+from keras_randlora.adapt.compiled import note_compiled, part_averages
 from keras_randlora.adapt.diagnostics import warn_of_large_steps, warn_of_unsaved
 from keras_randlora.adapt.state import find_state
 from keras_randlora.adapt.state_trees import restore_tree
-from keras_randlora.layers import RandLoRALayer, pass_gradients
+from keras_randlora.layers import RandLoRALayer, is_factor, pass_gradients
 from keras_randlora.tools import keras_internals
 
 _ACTIONS: weakref.WeakKeyDictionary[keras.Model, Callable[[keras.Model], None]]
@@ -34,6 +34,7 @@ def install_guards() -> None:
     if not hasattr(keras.Model.set_state_tree, "guarded"):
         keras.Model.set_state_tree = _guarded_set_state_tree()
     keras_internals.check_before_quantizing(_refuse_to_quantize)
+    keras_internals.spare_from_muon(is_factor)
 
 
 def before_training(model: keras.Model, action: Callable[[keras.Model], None]) -> None:
@@ -89,6 +90,8 @@ def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             note_compiled(self)
             if name == _MAKERS[0]:
                 _before_training(self)
+        if name == _MAKERS[0] and _adapted_layers(self):
+            part_averages(self)
         return method(self, *args, **kwargs)
 
     make.guarded = True  # type: ignore[attr-defined]

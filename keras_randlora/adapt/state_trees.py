@@ -12,11 +12,10 @@ from typing import Any
 
 import keras
 
-from keras_randlora.layers import RandLoRALayer
+from keras_randlora.layers import RandLoRALayer, is_lambda
 
 _WEIGHTS = ("trainable_variables", "non_trainable_variables")
 _OPTIMIZER = "optimizer_variables"
-_LAMBDA = "randlora/lambda"
 
 Tree = Mapping[str, Any]
 
@@ -43,11 +42,11 @@ def restore_tree(
             weight of the model or has another shape. The model is unchanged.
     """
     values = {path: v for name in _WEIGHTS for path, v in _flat(tree.get(name, {}))}
-    factors = [path for path in values if path.endswith(_LAMBDA)]
+    lambdas = [path for path in values if is_lambda(path)]
     if not adapted:
-        if factors:
+        if lambdas:
             raise ValueError(
-                f"The state is that of a model adapted by RandLoRA ('{factors[0]}'), "
+                f"The state is that of a model adapted by RandLoRA ('{lambdas[0]}'), "
                 f"and model '{model.name}' is plain: its kernels would stay without "
                 "the update. Call `enable_randlora` with the options of the saved "
                 "model first, then load the state."
@@ -55,7 +54,7 @@ def restore_tree(
         restore(model, tree)
         return
     is_whole = all(name in tree for name in _WEIGHTS)
-    becomes_base = is_whole and not factors
+    becomes_base = is_whole and not lambdas
     if is_whole:
         _require_all(model, adapted, values, becomes_base)
     _assign(model, adapted, values)

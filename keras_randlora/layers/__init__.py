@@ -29,7 +29,12 @@ from keras_randlora.layers.quantized import (
     write_kernel,
 )
 from keras_randlora.layers.straight_through import pass_gradients, restore_rounding
-from keras_randlora.layers.variable_names import named_weights, stable_names
+from keras_randlora.layers.variable_names import (
+    is_factor,
+    is_lambda,
+    named_weights,
+    stable_names,
+)
 
 __all__ = [
     "Adaptation",
@@ -44,6 +49,8 @@ __all__ = [
     "float_policy",
     "held_arrays",
     "hold",
+    "is_factor",
+    "is_lambda",
     "is_linear",
     "kernel_shape",
     "kind_name",
