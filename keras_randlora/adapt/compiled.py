@@ -141,16 +141,20 @@ def follow_values(model: keras.Model, variables: Sequence[keras.Variable]) -> No
                 total.assign(np.zeros(total.shape, total.dtype))
 
 
-def part_averages(model: keras.Model) -> None:
-    """Give averages arrays of their own.
+def shared_averages(
+    model: keras.Model,
+) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Return variables and averages that hold the very same array on JAX.
 
-    At the end of `fit` Keras 3.15 lets variables and averages share them, and JAX
-    refuses to give the same array away twice, after it has deleted all others.
+    At the end of `fit` Keras 3.15 lets them, and in the next one JAX refuses to give
+    the same array away twice, after it has deleted all others.
     """
-    if keras.backend.backend() == "jax" and _holds_optimizer_state(model):
-        for variable, average in keras_internals.averages_of(model.optimizer):
-            if average.value is variable.value:
-                average.assign(ops.copy(variable))
+    if keras.backend.backend() != "jax" or not _holds_optimizer_state(model):
+        return []
+    pairs = keras_internals.averages_of(model.optimizer)
+    return [
+        (variable, mean) for variable, mean in pairs if mean.value is variable.value
+    ]
 
 
 def _holds_optimizer_state(model: keras.Model) -> bool:

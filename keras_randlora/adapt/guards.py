@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_randlora.adapt.compiled import note_compiled, part_averages
+from keras_randlora.adapt.compiled import note_compiled, shared_averages
 from keras_randlora.adapt.diagnostics import warn_of_large_steps, warn_of_unsaved
 from keras_randlora.adapt.state import find_state
 from keras_randlora.adapt.state_trees import restore_tree
@@ -90,8 +91,8 @@ def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             note_compiled(self)
             if name == _MAKERS[0]:
                 _before_training(self)
-        if name == _MAKERS[0] and _adapted_layers(self):
-            part_averages(self)
+        if name == _MAKERS[0]:
+            _part_averages(self)
         return method(self, *args, **kwargs)
 
     make.guarded = True  # type: ignore[attr-defined]
@@ -119,6 +120,14 @@ def _before_training(model: keras.Model) -> None:
         return
     if state is not None and state.block is None:
         warn_of_unsaved(model, state.variables().values())
+
+
+def _part_averages(model: keras.Model) -> None:
+    """Give averages arrays of their own."""
+    shared = shared_averages(model)
+    if shared and _adapted_layers(model):
+        for variable, average in shared:
+            average.assign(ops.copy(variable))
 
 
 def _refuse_to_quantize(model: keras.Model) -> None:
