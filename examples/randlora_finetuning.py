@@ -170,6 +170,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add("--output_dir", type=Path, default=Path("randlora-output"), help="results")
     add("--batch_size", type=positive(int), default=4, help="rows of a step")
+    add(
+        "--gradient_accumulation_steps",
+        type=positive(int),
+        default=1,
+        help="passes that a step's rows are divided into: less memory, the same steps",
+    )
     add("--num_epochs", type=positive(float), default=1, help="times to read the data")
     add(
         "--max_steps", type=positive(int), help="stop after so many steps at the latest"
@@ -238,6 +244,11 @@ def check_together(parser: OneLineParser, options: argparse.Namespace) -> None:
         parser.error(
             "--save_step must be a multiple of --eval_step. Received: "
             f"{options.save_step} and {options.eval_step}"
+        )
+    if options.batch_size % options.gradient_accumulation_steps:
+        parser.error(
+            "--batch_size must be a multiple of --gradient_accumulation_steps. "
+            f"Received: {options.batch_size} and {options.gradient_accumulation_steps}"
         )
     if options.patience and not options.val_set_size:
         parser.error("--patience needs validation. Received: --val_set_size 0")
@@ -419,9 +430,14 @@ def number_of_steps(options: argparse.Namespace, total: int) -> int:
 
 
 def compile_for(model: Any, steps: int, options: argparse.Namespace) -> None:
-    """Compile with a rate that rises for a tenth of the steps and falls to zero."""
+    """Compile with a rate that rises for a tenth of the steps and falls to zero.
+
+    Keras counts the passes of a step one by one for the schedule.
+    """
     import keras
 
+    passes = options.gradient_accumulation_steps
+    steps *= passes
     warmup = max(1, steps // 10)
     schedule = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=options.learning_rate / warmup,
@@ -430,7 +446,12 @@ def compile_for(model: Any, steps: int, options: argparse.Namespace) -> None:
         decay_steps=max(1, steps - warmup),
     )
     model.compile(
-        optimizer=keras.optimizers.AdamW(schedule, weight_decay=0, global_clipnorm=1.0),
+        optimizer=keras.optimizers.AdamW(
+            schedule,
+            weight_decay=0,
+            global_clipnorm=1.0,
+            gradient_accumulation_steps=passes if passes > 1 else None,
+        ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[],
     )
@@ -549,7 +570,7 @@ def fit(
         windows.inputs,
         windows.targets,
         sample_weight=windows.weights,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size // options.gradient_accumulation_steps,
         shuffle=False,
         initial_epoch=number,
         epochs=number + 1,
@@ -557,7 +578,9 @@ def fit(
         validation_batch_size=options.batch_size,
         callbacks=[recorder, *added],
     )
-    return curves.step_losses(means), history.history.get("val_loss", [None])[-1]
+    passes = options.gradient_accumulation_steps
+    losses = np.reshape(curves.step_losses(means), (-1, passes)).mean(axis=1).tolist()
+    return losses, history.history.get("val_loss", [None])[-1]
 
 
 def evaluate(model: Any, windows: Windows, options: argparse.Namespace) -> float:

@@ -15,9 +15,14 @@ import numpy as np
 from keras_randlora.adapt import Site, adapted_state
 from keras_randlora.analysis import effective_rank, update_matrix
 from keras_randlora.files import (
+    Moment,
+    Rule,
+    SavedAdapter,
     checked_suffix,
+    matching,
+    read_moment,
     require_finite,
-    save_adapter,
+    save_adapter_of,
     save_optimizer,
 )
 from keras_randlora.layers import dense_kernel
@@ -35,7 +40,14 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
     """Saves the adapter, and nothing else, after each epoch or some steps.
 
     Unlike `keras.callbacks.ModelCheckpoint` it writes λ, γ and what is trained beside
-    them: megabytes instead of the model. A crash leaves the former file whole.
+    them: megabytes instead of the model. A crash leaves the former file whole. The file
+    holds what the model computes with at its moment; with `use_ema=True` averages only
+    if `keras.callbacks.SwapEMAWeights(swap_on_epoch=True)` comes before.
+
+    Each file knows its epoch, step and value of `monitor`. A run that is gone on with
+    (its optimizer has made steps, its update is not zero, or `initial_epoch` is passed)
+    counts the files that `path` names already: the best of before stays the best. A new
+    run counts its own only.
 
     Args:
         path: The adapter's file, ending in `.safetensors`. May have the fields of
@@ -47,11 +59,15 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
             (`"min"`); `"auto"` tells from the metric's name.
         save_best_only: Whether a file is written only when `monitor` is better than
             ever before; NaN never is.
+        keep_last: How many of the latest files are kept; older ones are deleted once
+            the new one is whole, with their optimizer's. By default all are.
+        keep_best: How many files with the best values of `monitor` are kept, beside
+            the latest if both are given.
         save_freq: `"epoch"`, or a number of batches.
         with_optimizer: Whether the optimizer's state is written beside the adapter, as
             `NAME.optimizer.safetensors`, to go on with `load_optimizer`.
         initial_value_threshold: With `save_best_only`, what `monitor` must be better
-            than from the start: the best value of the run that is gone on with.
+            than from the start.
         verbose: 1 to say what is written.
 
     Attributes:
@@ -82,6 +98,8 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         *,
         mode: str = "auto",
         save_best_only: bool = False,
+        keep_last: int | None = None,
+        keep_best: int | None = None,
         save_freq: str | int = EPOCH,
         with_optimizer: bool = False,
         initial_value_threshold: float | None = None,
@@ -97,17 +115,29 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         self.best = initial_value_threshold
         self.latest: Path | None = None
         one_of("mode", mode, MODES)
-        self.mode = _direction(monitor, mode) if save_best_only else mode
+        self._judges = save_best_only or keep_best is not None
+        self.mode = _direction(monitor, mode) if self._judges else mode
+        for name, count in (("keep_last", keep_last), ("keep_best", keep_best)):
+            if count is not None:
+                _require_field(self.path, name, positive_integer(name, count))
+        self._rule = Rule(keep_last, keep_best, small=self.mode == "min")
+        self._files: list[SavedAdapter] = []
+        self._looked_back = False
         self._epoch = 0
         self._clock = _Clock(self.save_freq)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check that there is an adapter to save."""
         adapted_state(self.model)
+        self._looked_back = self.latest is not None  # this run's files are known
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Remember the epoch for the file's name."""
         self._epoch = epoch
+        if not self._looked_back:
+            self._looked_back = True
+            if epoch or _is_trained(self.model):
+                self._look_back()
         self._clock.begin_epoch()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -120,17 +150,70 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         if self.save_freq == EPOCH:
             self._save(logs or {})
 
+    def newest(self) -> SavedAdapter | None:
+        """Return the newest file that `path` names, with its moment.
+
+        Its `moment.epoch` is the `initial_epoch` to go on with. `None` where there is
+        no file that knows its moment.
+        """
+        found = self._found()
+        return found[-1] if found else None
+
+    def _found(self) -> list[SavedAdapter]:
+        """Return the files that `path` names, the oldest first."""
+        files = [
+            SavedAdapter(path, moment)
+            for path in matching(self.path)
+            if (moment := read_moment(path)) is not None
+        ]
+        return sorted(files, key=lambda file: (file.moment.step, file.moment.epoch))
+
+    def _look_back(self) -> None:
+        """Count the files of the run that is gone on with."""
+        self._files = [f for f in self._found() if f.moment.monitor == self.monitor]
+        if not self.save_best_only:
+            return
+        known = self.best
+        for file in self._files:
+            if file.moment.value is not None:
+                self._improved(file.moment.value)
+        if self.best != known:
+            print(
+                f"RandLoRACheckpoint goes on from the best so far: {self.monitor} "
+                f"{self.best:g}.",
+                flush=True,
+            )
+
     def _save(self, logs: Mapping[str, Any], **fields: int) -> None:
         path = self._path(logs, **fields)
-        if self.save_best_only and not self._improved(logs):
+        value = self._value(logs)
+        if self._judges and value is None:
+            warnings.warn(
+                f"`RandLoRACheckpoint` monitors '{self.monitor}', which training does "
+                f"not report: every adapter is saved. Received: {sorted(logs)}.",
+                stacklevel=2,
+            )
+        elif self.save_best_only and not self._improved(value):
+            return
+        new = SavedAdapter(path, self._moment(value, within_epoch=bool(fields)))
+        others = [file for file in self._files if file.path != path]
+        kept = self._rule.kept([*others, new])
+        if new not in kept:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.with_optimizer:
             # Before the first of two files that belong together is written.
             require_finite(self.model)
             save_optimizer(self.model, path.with_suffix(OPTIMIZER_SUFFIX))
-        save_adapter(self.model, path)
+        save_adapter_of(self.model, path, new.moment)
         self.latest = path
+        self._files = [*others, new]
+        for file in others:
+            if file not in kept:
+                # The adapter last: a run that goes on finds the files by it.
+                file.path.with_suffix(OPTIMIZER_SUFFIX).unlink(missing_ok=True)
+                file.path.unlink(missing_ok=True)
+                self._files.remove(file)
         if self.verbose:
             print(f"\nEpoch {self._epoch + 1}: adapter saved to {path}", flush=True)
 
@@ -145,24 +228,27 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
                 f"report. Received: {sorted([*logs, *fields, 'epoch'])}."
             ) from error
 
-    def _improved(self, logs: Mapping[str, Any]) -> bool:
-        """Whether the metric is better than ever; also where there is no metric."""
+    def _value(self, logs: Mapping[str, Any]) -> float | None:
         value = logs.get(self.monitor)
-        if value is None:
-            warnings.warn(
-                f"`RandLoRACheckpoint` monitors '{self.monitor}', which training does "
-                f"not report: every adapter is saved. Received: {sorted(logs)}.",
-                stacklevel=2,
-            )
-            return True
-        value = float(value)
-        if self.best is None:
-            better = not math.isnan(value)
-        else:
-            better = value < self.best if self.mode == "min" else value > self.best
-        if better:
-            self.best = value
-        return better
+        return None if value is None else float(value)
+
+    def _improved(self, value: float | None) -> bool:
+        """Whether a value is better than ever."""
+        if value is None or math.isnan(value):
+            return False
+        if self.best is not None:
+            if value == self.best or (value < self.best) != (self.mode == "min"):
+                return False
+        self.best = value
+        return True
+
+    def _moment(self, value: float | None, *, within_epoch: bool) -> Moment:
+        return Moment(
+            epoch=self._epoch if within_epoch else self._epoch + 1,
+            step=_steps(self.model),
+            monitor=self.monitor,
+            value=value,
+        )
 
 
 class UpdateRecord(NamedTuple):
@@ -275,7 +361,7 @@ class RandLoRALogger(keras.callbacks.Callback):
         return adapted_state(self.model).selection.adapted
 
     def _measure(self) -> list[UpdateRecord]:
-        step = int(to_numpy(self.model.optimizer.iterations))
+        step = _steps(self.model)
         if self._latest and self._latest[0].step == step:
             return self._latest
         measured = []
@@ -314,6 +400,29 @@ class _Clock:
             return False
         self._waited = 0
         return True
+
+
+def _steps(model: keras.Model) -> int:
+    """Return the steps that a model's optimizer has made."""
+    return int(to_numpy(model.optimizer.iterations)) if model.compiled else 0
+
+
+def _is_trained(model: keras.Model) -> bool:
+    """Whether a model was trained before, so that a run is gone on with."""
+    adapted = adapted_state(model).selection.adapted
+    return _steps(model) > 0 or any(
+        np.any(to_numpy(site.layer.randlora.lambda_)) for site in adapted
+    )
+
+
+def _require_field(path: str, name: str, count: int) -> None:
+    """Check that files can have different names."""
+    if "{" not in path:
+        raise ValueError(
+            f"`{name}` keeps several files, and '{path}' names one only. Put a field "
+            f"into it, such as 'adapter-{{epoch:02d}}.safetensors'. Received: "
+            f"{name}={count}."
+        )
 
 
 def _checked_frequency(name: str, value: Any) -> str | int:

@@ -19,6 +19,7 @@ import keras
 from keras_randlora import peft
 from keras_randlora.export import FORMATS, export_merged
 from keras_randlora.files import (
+    Moment,
     PathLike,
     checked_suffix,
     load_adapter,
@@ -140,6 +141,8 @@ def _info_of_file(path: Path) -> None:
         _say(f"  {layer}  kernel {shape}, λ {lambda_.shape}, γ {gamma.shape}")
     for name in file.also_trained:
         _say(f"  {name}  trained as it is")
+    if file.moment is not None:
+        _say(_moment(file.moment))
     count = sum(array.size for array in file.tensors.values())
     _say(f"{len(file.layers)} adapted layers, {count:,} trained parameters.")
 
@@ -224,6 +227,11 @@ def _require_suffix(output: Path, suffix: str | None) -> None:
 
 def _options(options: dict[str, object]) -> str:
     return "options: " + ", ".join(f"{name}={v!r}" for name, v in options.items())
+
+
+def _moment(moment: Moment) -> str:
+    value = "" if moment.value is None else f", {moment.monitor} {moment.value:g}"
+    return f"saved after epoch {moment.epoch}, step {moment.step}{value}"
 
 
 def _size(*files: Path) -> str:

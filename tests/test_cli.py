@@ -78,6 +78,17 @@ def test_info_of_an_adapter_file(run):
     assert re.search(rf"adapted layers, {count:,} trained parameters", out)
 
 
+def test_info_tells_the_epoch_of_a_checkpoint(run, folder):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    kr.enable_randlora(model, rank=2, targets="d")
+    model.compile("sgd", "mse")
+    keep = kr.RandLoRACheckpoint(folder / "kept.safetensors", "loss")
+    model.fit(np.ones((4, 6)), np.zeros((4, 4)), epochs=2, verbose=0, callbacks=[keep])
+    value = keep.newest().moment.value
+    out = run("info kept.safetensors")[1]
+    assert f"\nsaved after epoch 2, step 2, loss {value:g}\n" in out
+
+
 @pytest.mark.any_backend
 def test_info_of_a_peft_folder(run):
     status, out, _ = run("info peft")

@@ -46,7 +46,11 @@ compiled(model).fit(x, y, epochs=3, shuffle=False, verbose=2, callbacks=[last])
 model = base()
 model.load_randlora("last.safetensors")  # adapts the model and sets the values
 kr.load_optimizer(compiled(model), "last.optimizer.safetensors")
-model.fit(x, y, initial_epoch=3, epochs=6, shuffle=False, verbose=2, callbacks=[last])
+last = kr.RandLoRACheckpoint("last.safetensors", with_optimizer=True)
+done = last.newest().moment.epoch  # 3
+model.fit(
+    x, y, initial_epoch=done, epochs=6, shuffle=False, verbose=2, callbacks=[last]
+)
 # --8<-- [end:second]
 resumed = kr.get_adapter(model)
 
@@ -61,6 +65,19 @@ history = compiled(model).fit(
 )
 model.load_randlora("best.safetensors")  # the values of the best epoch
 # --8<-- [end:checkpoint]
+
+# --8<-- [start:kept]
+model = base()
+model.enable_randlora(rank=4, targets="all-linear")
+kept = kr.RandLoRACheckpoint(
+    "kept/{epoch:02d}.safetensors", with_optimizer=True, keep_last=1, keep_best=2
+)
+compiled(model).fit(
+    x, y, epochs=6, shuffle=False, verbose=2, validation_split=0.25, callbacks=[kept]
+)
+newest = kept.newest()
+print(newest.path, newest.moment)
+# --8<-- [end:kept]
 
 # --8<-- [start:backup]
 model = base()

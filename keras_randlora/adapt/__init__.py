@@ -5,6 +5,7 @@ Whether a model is adapted is read off its layers (`adapted_state`).
 """
 
 from keras_randlora.adapt.compiled import (
+    follow_values,
     models_holding,
     renew_optimizers,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "disable_randlora",
     "enable_randlora",
     "enable_with_config",
+    "follow_values",
     "given_bases",
     "install_guards",
     "is_adapted",

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_randlora.adapt.holders import update_holders
 from keras_randlora.adapt.sites import sites
@@ -115,6 +117,45 @@ def renew_optimizers(models: Sequence[keras.Model]) -> None:
     for model in models:
         if _holds_optimizer_state(model):
             keras_internals.forget_state(model.optimizer)
+
+
+def follow_values(model: keras.Model, variables: Sequence[keras.Variable]) -> None:
+    """Let optimizers go on from values that variables were given.
+
+    Averages of former values become the new ones, else they would draw the variables
+    back; gradients at the former values that wait to be applied are dropped. Momenta
+    are of gradients and fade in a few steps: they stay, as the count of steps does.
+
+    Args:
+        model: The model whose variables they are.
+        variables: The variables.
+    """
+    given = {id(variable) for variable in variables}
+    for holder in {id(m): m for m in (model, *_COMPILED)}.values():
+        if not _holds_optimizer_state(holder):
+            continue
+        for variable, average in keras_internals.averages_of(holder.optimizer):
+            if id(variable) in given:
+                average.assign(ops.copy(variable))
+        for variable, total in keras_internals.accumulators_of(holder.optimizer):
+            if id(variable) in given:
+                total.assign(np.zeros(total.shape, total.dtype))
+
+
+def shared_averages(
+    model: keras.Model,
+) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Return variables and averages that hold the very same array on JAX.
+
+    At the end of `fit` Keras 3.15 lets them, and in the next one JAX refuses to give
+    the same array away twice, after it has deleted all others.
+    """
+    if keras.backend.backend() != "jax" or not _holds_optimizer_state(model):
+        return []
+    pairs = keras_internals.averages_of(model.optimizer)
+    return [
+        (variable, mean) for variable, mean in pairs if mean.value is variable.value
+    ]
 
 
 def _holds_optimizer_state(model: keras.Model) -> bool:

@@ -20,8 +20,10 @@ _NORMALIZING = (
     keras.optimizers.Adam,
     keras.optimizers.Adamax,
     keras.optimizers.Lion,
+    keras.optimizers.Muon,
     keras.optimizers.Nadam,
     keras.optimizers.RMSprop,
+    keras.optimizers.ScheduleFreeAdamW,
 )
 # The largest `alpha / rank * learning_rate` that is not warned of. `examples/vision`
 # trained with 0.06 and ended in chance with 0.2, with every basis and rank tried.

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_randlora.adapt.compiled import note_compiled
+from keras_randlora.adapt.compiled import note_compiled, shared_averages
 from keras_randlora.adapt.diagnostics import warn_of_large_steps, warn_of_unsaved
 from keras_randlora.adapt.state import find_state
-from keras_randlora.layers import RandLoRALayer, pass_gradients
+from keras_randlora.adapt.state_trees import restore_tree
+from keras_randlora.layers import RandLoRALayer, is_factor, pass_gradients
 from keras_randlora.tools import keras_internals
 
 _ACTIONS: weakref.WeakKeyDictionary[keras.Model, Callable[[keras.Model], None]]
@@ -30,7 +32,10 @@ def install_guards() -> None:
         method = getattr(keras.Model, name)
         if not hasattr(method, "guarded"):
             setattr(keras.Model, name, _guarded_maker(name, method))
+    if not hasattr(keras.Model.set_state_tree, "guarded"):
+        keras.Model.set_state_tree = _guarded_set_state_tree()
     keras_internals.check_before_quantizing(_refuse_to_quantize)
+    keras_internals.spare_from_muon(is_factor)
 
 
 def before_training(model: keras.Model, action: Callable[[keras.Model], None]) -> None:
@@ -64,6 +69,18 @@ def _guarded_enable_lora(method: Callable[..., Any]) -> Callable[..., Any]:
     return enable_lora
 
 
+def _guarded_set_state_tree() -> Callable[..., None]:
+    """Return `set_state_tree`, through which Orbax folders are loaded as well."""
+    method = keras.Model.set_state_tree
+
+    @functools.wraps(method)
+    def set_state_tree(self: keras.Model, state_tree: Mapping[str, Any]) -> None:
+        restore_tree(self, _adapted_layers(self), state_tree, method)
+
+    set_state_tree.guarded = True  # type: ignore[attr-defined]
+    return set_state_tree
+
+
 def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     """Return a method that makes a function of a model, and looks at it before."""
     function_name = name.removeprefix("make_")
@@ -74,6 +91,8 @@ def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             note_compiled(self)
             if name == _MAKERS[0]:
                 _before_training(self)
+        if name == _MAKERS[0]:
+            _part_averages(self)
         return method(self, *args, **kwargs)
 
     make.guarded = True  # type: ignore[attr-defined]
@@ -101,6 +120,14 @@ def _before_training(model: keras.Model) -> None:
         return
     if state is not None and state.block is None:
         warn_of_unsaved(model, state.variables().values())
+
+
+def _part_averages(model: keras.Model) -> None:
+    """Give averages arrays of their own."""
+    shared = shared_averages(model)
+    if shared and _adapted_layers(model):
+        for variable, average in shared:
+            average.assign(ops.copy(variable))
 
 
 def _refuse_to_quantize(model: keras.Model) -> None:

@@ -8,11 +8,19 @@ from keras_randlora.files.adapter import (
     checked_suffix,
     load_adapter,
     read_adapter,
+    read_moment,
     save_adapter,
+    save_adapter_of,
 )
 from keras_randlora.files.combine import (
     PathLike,
     merge_adapters,
+)
+from keras_randlora.files.moments import (
+    Moment,
+    Rule,
+    SavedAdapter,
+    matching,
 )
 from keras_randlora.files.optimizer import (
     load_optimizer,
@@ -26,16 +34,22 @@ from keras_randlora.files.weights import (
 )
 
 __all__ = [
+    "Moment",
     "PathLike",
+    "Rule",
+    "SavedAdapter",
     "check_adapter",
     "checked_suffix",
     "get_adapter",
     "load_adapter",
     "load_optimizer",
+    "matching",
     "merge_adapters",
     "read_adapter",
+    "read_moment",
     "require_finite",
     "save_adapter",
+    "save_adapter_of",
     "save_optimizer",
     "set_adapter",
 ]

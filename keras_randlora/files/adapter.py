@@ -38,6 +38,7 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.files.base import Base, base_of, warn_of_another_base
+from keras_randlora.files.moments import Moment
 from keras_randlora.files.weights import check_adapter, get_adapter, set_adapter
 from keras_randlora.layers import kernel_shape, stable_names
 from keras_randlora.tools import local_path, write_atomically
@@ -60,6 +61,7 @@ class AdapterFile(NamedTuple):
             where they do not follow from the seed, else `None`.
         base: What identifies the base; `None` in a file of version 1.0, which has
             paths where newer ones have addresses.
+        moment: When in a run it was saved, if a callback did.
     """
 
     config: RandLoRAConfig
@@ -68,6 +70,7 @@ class AdapterFile(NamedTuple):
     tensors: dict[str, np.ndarray]
     bases: Bases | None
     base: Base | None = None
+    moment: Moment | None = None
 
 
 def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -93,6 +96,13 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
     >>> kr.load_adapter(model, "adapter.safetensors").trainable
     12
     """
+    save_adapter_of(model, path, moment=None)
+
+
+def save_adapter_of(
+    model: keras.Model, path: str | os.PathLike[str], moment: Moment | None
+) -> None:
+    """Write an adapter file that knows when in a run it was saved."""
     state = adapted_state(model)
     warn_of_zero_update(model, state.selection.adapted)
     warn_of_unsaved(model, state.variables().values())
@@ -103,6 +113,7 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
         tensors=get_adapter(model),
         bases=given_bases(model),
         base=base_of(model, state.selection.adapted),
+        moment=moment,
     )
     write_adapter(file, path)
 
@@ -122,6 +133,8 @@ def write_adapter(file: AdapterFile, path: str | os.PathLike[str]) -> None:
     }
     if file.base is not None:
         header["base"] = file.base._asdict()
+    if file.moment is not None:
+        header["moment"] = file.moment._asdict()
     header[CHECKSUM] = _checksum(header, tensors)
     # One entry: safetensors writes several in no fixed order.
     metadata = {FORMAT: json.dumps(header, sort_keys=True)}
@@ -240,6 +253,15 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     return AdapterFile(tensors=_with_stable_names(tensors), bases=bases, **header)
 
 
+def read_moment(path: Path) -> Moment | None:
+    """Return when in a run an adapter file was saved, `None` where it does not tell."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return _header(path, file.metadata() or {})["moment"]
+    except (SafetensorError, ValueError, OSError):
+        return None  # no adapter file, or a damaged one
+
+
 def _with_stable_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Rename weights without a name, which version 1.0 wrote as Keras had them."""
 
@@ -291,6 +313,7 @@ def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             },
             "also_trained": tuple(header["also_trained"]),
             "base": Base(**header["base"]) if "base" in header else None,
+            "moment": Moment(**header["moment"]) if "moment" in header else None,
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"'{path}' cannot be read as an adapter: {error}.") from error

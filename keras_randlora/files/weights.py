@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_randlora.adapt import adapted_state
+from keras_randlora.adapt import adapted_state, follow_values
 
 
 def adapter_variables(model: keras.Model) -> dict[str, keras.Variable]:
@@ -49,7 +49,8 @@ def get_adapter(model: keras.Model) -> dict[str, np.ndarray]:
 def set_adapter(model: keras.Model, state: Mapping[str, Any]) -> None:
     """Set the trained values from a dictionary as `get_adapter` returns it.
 
-    Nothing is compiled anew: adapters are switched by assigning arrays.
+    Nothing is compiled anew: adapters are switched by assigning arrays. Averages that
+    an optimizer keeps of them (`use_ema=True`, `ScheduleFreeAdamW`) begin anew.
 
     Raises:
         ValueError: The model is not adapted, or `state` has a missing, unknown,
@@ -70,6 +71,7 @@ def set_adapter(model: keras.Model, state: Mapping[str, Any]) -> None:
     )
     for path, variable in variables.items():
         variable.assign(arrays[path])
+    follow_values(model, list(variables.values()))
 
 
 def require_finite(model: keras.Model) -> None:

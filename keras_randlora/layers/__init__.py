@@ -35,7 +35,12 @@ from keras_randlora.layers.quantized import (
     write_kernel,
 )
 from keras_randlora.layers.straight_through import pass_gradients, restore_rounding
-from keras_randlora.layers.variable_names import named_weights, stable_names
+from keras_randlora.layers.variable_names import (
+    is_factor,
+    is_lambda,
+    named_weights,
+    stable_names,
+)
 from keras_randlora.layers.weights import (
     HeldWeight,
     LinearWeight,
@@ -66,6 +71,8 @@ __all__ = [
     "is_adaptable",
     "is_convolution",
     "is_convolution_in_groups",
+    "is_factor",
+    "is_lambda",
     "is_linear",
     "is_of_patches",
     "kernel_shape",

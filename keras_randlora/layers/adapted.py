@@ -21,7 +21,7 @@ from keras_randlora.layers.quantized import (
     require_supported_mode,
     widened,
 )
-from keras_randlora.tools import cast, keras_internals
+from keras_randlora.tools import cast, is_ragged, keras_internals
 from keras_randlora.update import (
     BasisBank,
     KernelLayout,
@@ -250,6 +250,12 @@ class RandLoRALayer(keras.layers.Layer):
 
     def call(self, inputs: Array, training: bool | None = None) -> Array:
         """Return `activation(inputs · (kernel + update) + bias)`."""
+        if is_ragged(inputs):
+            raise ValueError(
+                f"Layer '{self.path}' takes no ragged tensor, as Keras's Dense and "
+                "EinsumDense take none: pad the rows to one length and mask them. "
+                f"Received: inputs of type {type(inputs).__name__}."
+            )
         inputs = cast(inputs, self._product_dtype(inputs))
         outputs = self.randlora.multiply(inputs, self._held(), training=training)
         if self.bias is not None:

@@ -14,7 +14,7 @@ from keras_randlora.config import LayerOptions
 from keras_randlora.layers import store
 from keras_randlora.layers.product import AdaptedProduct
 from keras_randlora.layers.quantized import float_policy, frozen_kernel
-from keras_randlora.tools import in_graph, keras_internals
+from keras_randlora.tools import cast, in_graph, is_sparse, keras_internals, to_dense
 from keras_randlora.update import BasisBank
 
 if TYPE_CHECKING:
@@ -92,10 +92,16 @@ class RandLoRAAdapter(keras.layers.Layer):
         """Return `inputs · (kernel + update)`, `inputs · kernel` if not active.
 
         Args:
-            inputs: The layer's input.
+            inputs: The layer's input. A sparse matrix stays one, as in a plain `Dense`,
+                but for dropout and a quantized kernel; other sparse tensors do not.
             held: The tensors that hold the kernel.
             training: Whether dropout is at work.
         """
+        if is_sparse(inputs):
+            if self.product.takes_sparse(inputs) and not (self.dropout and training):
+                kernel = cast(self.kernel(held), inputs.dtype)
+                return self.product.layout.apply(inputs, kernel)
+            inputs = to_dense(inputs)
         if self._is_off():
             return self.product.base(inputs, held)
         self.latest_way = way = self.way(inputs.shape)

@@ -23,7 +23,7 @@ from typing import Any
 
 import keras
 
-from keras_randlora.layers.quantized import FrozenKernel
+from keras_randlora.layers.quantized import FrozenKernel, QuantizedKernel
 from keras_randlora.tools import cast, transpose
 from keras_randlora.update import (
     BasisBank,
@@ -91,6 +91,11 @@ class AdaptedProduct:
     def factor(self) -> float:
         """What the product of the bases is multiplied by."""
         return self.scale * self.bank.pair_scale
+
+    def takes_sparse(self, inputs: Array) -> bool:
+        """Return whether a plain layer would multiply this sparse input as it is."""
+        in_floats = not isinstance(self.kernel, QuantizedKernel)
+        return self.layout.is_matmul and in_floats and len(inputs.shape) == 2
 
     def materialized_operations(self, tokens: int, dropout: bool = False) -> int:
         """Count the operations a materialized update adds to a training step.

@@ -11,6 +11,9 @@ from keras_randlora.tools import keras_internals
 
 # What Keras calls a variable that is added without a name.
 _NAMELESS = re.compile(r"variable_\d+")
+# How the paths of λ and γ end.
+_LAMBDA = "randlora/lambda"
+_FACTORS = (_LAMBDA, "randlora/gamma")
 
 
 def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
@@ -34,3 +37,13 @@ def stable_names(names: Sequence[str]) -> list[str]:
         taken[name] = taken.get(name, 0) + 1
         found.append(name if taken[name] == 1 else f"{name}#{taken[name]}")
     return found
+
+
+def is_lambda(path: str) -> bool:
+    """Return whether the path of a variable is that of a λ."""
+    return path.endswith(_LAMBDA)
+
+
+def is_factor(variable: keras.Variable) -> bool:
+    """Return whether a variable is a λ or a γ."""
+    return variable.path.endswith(_FACTORS)

@@ -6,7 +6,16 @@ that touches what Keras keeps to itself.
 """
 
 from keras_randlora.tools import keras_internals
-from keras_randlora.tools.arrays import cast, reshape, to_numpy, transpose, with_rows
+from keras_randlora.tools.arrays import (
+    cast,
+    is_ragged,
+    is_sparse,
+    reshape,
+    to_dense,
+    to_numpy,
+    transpose,
+    with_rows,
+)
 from keras_randlora.tools.atomic import replacing, write_atomically
 from keras_randlora.tools.checks import (
     finite_number,
@@ -29,6 +38,8 @@ __all__ = [
     "html_table",
     "in_graph",
     "in_words",
+    "is_ragged",
+    "is_sparse",
     "is_traced",
     "item_size",
     "keras_internals",
@@ -41,6 +52,7 @@ __all__ = [
     "reshape",
     "set_random_states",
     "shown",
+    "to_dense",
     "to_numpy",
     "traced_apart",
     "transpose",

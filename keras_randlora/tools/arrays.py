@@ -42,6 +42,36 @@ def cast(tensor: Array, dtype: Any) -> Array:
     return ops.cast(tensor, dtype)
 
 
+def is_sparse(tensor: Array) -> bool:
+    """Return whether a tensor holds the entries that are not zero only."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        return getattr(tensor, "layout", torch.strided) is not torch.strided
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return isinstance(tensor, tf.SparseTensor)
+    from jax.experimental import sparse
+
+    return isinstance(tensor, sparse.JAXSparse)
+
+
+def is_ragged(tensor: Array) -> bool:
+    """Return whether the rows of a tensor have lengths of their own."""
+    if keras.backend.backend() == "torch":
+        return getattr(tensor, "is_nested", False)
+    return type(tensor).__name__ == "RaggedTensor"
+
+
+def to_dense(tensor: Array) -> Array:
+    """Return a sparse tensor with its zeros."""
+    if keras.backend.backend() == "torch":
+        return tensor.to_dense()
+    return ops.convert_to_tensor(tensor, sparse=False)
+
+
 def _is_torch(tensor: Array) -> bool:
     return keras.backend.backend() == "torch" and hasattr(tensor, "permute")
 

@@ -24,6 +24,9 @@ have, and fails with one sentence where one is missing.
 | `gradient_registry._registry` | `ops` of TensorFlow | gradients that hold no graph |
 | `_variables`, `_iterations`, `_learning_rate` | `Optimizer` | forgetting its state |
 | `_trainable_variables`, `_trainable_variables_indices` | `Optimizer` | likewise |
+| `_model_variables_moving_average` | `Optimizer` | averages that follow an adapter |
+| `_accumulated_gradients`, `_momentums` of `ScheduleFreeAdamW` | likewise | likewise |
+| `_should_use_adamw` | `Muon` | which variables it treats as matrices |
 | `_is_quantized`, `_embeddings` | quantized layers | restoring and counting them |
 | `_int4_block_size`, `_int4_unpacked_column_size` | likewise | how int4 is packed |
 | `_orig_input_dim`, `_orig_output_dim` | int4 `Dense` | likewise |
@@ -405,12 +408,29 @@ def without_values() -> Iterator[None]:
 # Optimizers
 
 
+def spare_from_muon(is_spared: Callable[[keras.Variable], bool]) -> None:
+    """Let Muon update variables for which `is_spared(variable)` as AdamW does.
+
+    Their rows and columns are no axes of a matrix product, whose steps it
+    orthogonalizes.
+    """
+    asked = keras.optimizers.Muon._should_use_adamw
+    if hasattr(asked, "guarded"):
+        return
+
+    @functools.wraps(asked)
+    def guarded(self: Any, variable: keras.Variable) -> bool:
+        return is_spared(variable) or asked(self, variable)
+
+    guarded.guarded = True  # type: ignore[attr-defined]
+    keras.optimizers.Muon._should_use_adamw = guarded
+
+
 def rate_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """Return the learning rates that are variables, of wrapped optimizers too."""
     own = optimizer._learning_rate
     found = [own] if isinstance(own, keras.Variable) else []
-    wrapped = getattr(optimizer, "inner_optimizer", None)
-    for inner in [wrapped] if wrapped else getattr(optimizer, "optimizers", ()):
+    for inner in _wrapped(optimizer):
         found += rate_variables(inner)
     return found
 
@@ -428,14 +448,56 @@ def schedule_of(optimizer: keras.optimizers.Optimizer) -> Any:
     return rate if is_schedule else None
 
 
+def averages_of(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Return trained variables and what an optimizer averages of their values.
+
+    That is the mean with `use_ema=True`, and the sequence that `ScheduleFreeAdamW`
+    averages, in which its `momentum` is.
+    """
+    found = []
+    for inner in _wrapped(optimizer):
+        found += averages_of(inner)
+    held = []
+    if optimizer.built and optimizer.use_ema:
+        held.append(getattr(optimizer, "_model_variables_moving_average", []))
+    if optimizer.built and isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW):
+        held.append(optimizer._momentums)
+    for averages in held:
+        pairs = zip(optimizer._trainable_variables, averages, strict=True)
+        found += [(variable, mean) for variable, mean in pairs if mean is not None]
+    return found
+
+
+def accumulators_of(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Return trained variables and what an optimizer sums their gradients in."""
+    found = []
+    for inner in _wrapped(optimizer):
+        found += accumulators_of(inner)
+    if optimizer.built and optimizer.gradient_accumulation_steps:
+        sums = optimizer._accumulated_gradients
+        found += zip(optimizer._trainable_variables, sums, strict=True)
+    return found
+
+
+def _wrapped(
+    optimizer: keras.optimizers.Optimizer,
+) -> Sequence[keras.optimizers.Optimizer]:
+    """Return the optimizers that another one hands the work to."""
+    one = getattr(optimizer, "inner_optimizer", None)
+    return [one] if one else getattr(optimizer, "optimizers", ())
+
+
 def forget_state(optimizer: keras.optimizers.Optimizer) -> None:
     """Make an optimizer what it was before it was built, but for its learning rate.
 
     It is not made anew from its configuration: a schedule of one's own, unregistered,
     or a callable rate cannot be.
     """
-    wrapped = getattr(optimizer, "inner_optimizer", None)
-    for inner in [wrapped] if wrapped else getattr(optimizer, "optimizers", ()):
+    for inner in _wrapped(optimizer):
         forget_state(inner)
     if not optimizer.built:
         return

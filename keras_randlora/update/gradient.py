@@ -159,6 +159,7 @@ def _tensorflow(forward: Forward, backward: Backward, trained: int) -> Forward:
 
     def gradients(tensors: tuple[Any, ...], gradient: Any) -> tuple[Any, ...]:
         frozen = len(tensors) - trained
+        gradient = tf.convert_to_tensor(gradient)  # slices, of a sparse product
         return *backward(tensors, gradient), *(None,) * frozen
 
     @tf.custom_gradient

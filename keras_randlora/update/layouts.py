@@ -66,9 +66,14 @@ class KernelLayout:
         split = reshape(matrix, [self.kernel_shape[axis] for axis in self._order])
         return _transpose(split, _inverse(self._order))
 
+    @property
+    def is_matmul(self) -> bool:
+        """Whether the layer's product is a matmul, which takes sparse matrices."""
+        return self.equation == DENSE_EQUATION
+
     def apply(self, inputs: Array, kernel: Array) -> Array:
         """Return the layer's product, by the very operation that Keras runs."""
-        if self.equation == DENSE_EQUATION:
+        if self.is_matmul:
             return ops.matmul(inputs, kernel)
         return ops.einsum(self.equation, inputs, kernel)
 

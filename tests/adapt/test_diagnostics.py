@@ -65,6 +65,8 @@ def test_two_layers_of_one_kernel_are_refused():
         (keras.optimizers.AdamW(0.0051), None, True),
         (keras.optimizers.AdamW(0.005), None, False),
         (keras.optimizers.Lion(0.02), 4, False),
+        (keras.optimizers.Muon(0.02), None, True),
+        (keras.optimizers.ScheduleFreeAdamW(0.02), None, True),
         (keras.optimizers.SGD(1.0), None, False),
         (keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.02)), None, True),
     ],

@@ -57,7 +57,8 @@ def build(kind="float32"):
             keras.Input((6,), dtype=options.get("dtype", "float32")),
             cls(8, name="d", **options),
             layers.Dense(3, name="head", **options),
-        ]
+        ],
+        name="model",
     )
 
 

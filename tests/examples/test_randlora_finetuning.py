@@ -221,6 +221,34 @@ def test_a_resumed_run_equals_one_without_interruption(
         np.testing.assert_array_equal(as_numpy(ours), as_numpy(theirs))
 
 
+def test_a_step_in_several_passes_is_the_same_step(tiny, command, tmp_path):
+    """Up to the rate, which Keras takes of the last pass."""
+    found = {}
+    for passes in ("1", "2"):
+        more = ["--gradient_accumulation_steps", passes, "--randlora_dropout", "0"]
+        assert script.main(command(passes, *more)) == 0
+        found[passes], _ = content(tmp_path / passes)
+        assert len(found[passes]["training"]) == found[passes]["step"] == STEPS
+    first, second = (found[passes]["training"] for passes in ("1", "2"))
+    np.testing.assert_allclose(second[0], first[0], rtol=1e-5)
+    np.testing.assert_allclose(second, first, rtol=0.02)
+
+
+def test_the_rate_falls_to_zero_with_the_last_step():
+    rates = {}
+    for passes in (1, 4):
+        model = bigrams()
+        options = parse("--gradient_accumulation_steps", passes, "--batch_size", 4)
+        script.compile_for(model, 50, options)
+        rate = model.optimizer._learning_rate
+        rates[passes] = [
+            float(as_numpy(rate(np.float32(step * passes)))) for step in range(51)
+        ]
+    assert np.argmax(rates[1]) == np.argmax(rates[4]) == 5
+    np.testing.assert_allclose(rates[4][5:], rates[1][5:], atol=1e-9)
+    assert rates[4][50] == pytest.approx(0, abs=1e-9)
+
+
 def test_a_run_stops_early_and_keeps_the_best(tiny, command, monkeypatch, tmp_path):
     planned = iter([3.0, 2.0, 2.5, 2.4])
     saved = []
@@ -286,6 +314,7 @@ def test_options_known_from_peft():
         (["--sparse", "--very_sparse"], "--very_sparse: not allowed with argument"),
         (["--basis", "normal", "--sparse"], "--sparse: not allowed with argument"),
         (["--eval_step", "20", "--save_step", "50"], "Received: 50 and 20"),
+        (["--gradient_accumulation_steps", "3"], "Received: 2 and 3"),
         (["--val_set_size", "1.5"], "a count, a fraction below 1, or 0. Received: 1.5"),
         (["--val_set_size", "0", "--patience", "2"], "--patience needs validation"),
         (["--use_lora", "--very_sparse"], "--basis belongs to RandLoRA"),

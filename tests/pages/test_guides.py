@@ -133,6 +133,9 @@ def test_resuming(run):
         assert np.ptp(array) > 1e-4
     assert names["best"].best == min(names["history"].history["val_loss"])
     assert Path("best.safetensors").is_file()
+    newest = names["newest"]
+    assert newest.path == Path("kept/06.safetensors") and newest.moment.epoch == 6
+    assert len(list(Path("kept").iterdir())) in (4, 6)  # two or three with optimizers
 
 
 def test_new_basis(run):

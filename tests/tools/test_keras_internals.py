@@ -270,6 +270,42 @@ def test_an_optimizer_forgets_its_state(optimizer):
     used.apply(list(map(keras.ops.convert_to_tensor, gradients)))
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_an_optimizer_holds_of_each_variable(wrapped):
+    def built(optimizer):
+        if wrapped:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer.build(variables)
+        return optimizer
+
+    variables = model_of(dense()).trainable_variables
+    averaged = built(keras.optimizers.SGD(0.1, use_ema=True))
+    free = built(keras.optimizers.ScheduleFreeAdamW(0.1))
+    waiting = built(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+    for pairs, name in (
+        (internals.averages_of(averaged), "average"),
+        (internals.averages_of(free), "momentum"),
+        (internals.accumulators_of(waiting), "gradient_accumulator"),
+    ):
+        assert [variable for variable, _ in pairs] == variables
+        assert [of.name.endswith(name) for _, of in pairs] == [True, True]
+    assert internals.averages_of(waiting) == internals.accumulators_of(free) == []
+    assert internals.averages_of(keras.optimizers.SGD(0.1, use_ema=True)) == []
+
+
+def test_muon_asks_before_it_takes_a_variable_for_a_matrix(monkeypatch):
+    asked = keras.optimizers.Muon._should_use_adamw
+    plain = getattr(asked, "__wrapped__", asked)
+    monkeypatch.setattr(keras.optimizers.Muon, "_should_use_adamw", plain)
+    internals.spare_from_muon(lambda variable: "e/" in variable.path)
+    muon = keras.optimizers.Muon(0.1)
+    other = layers.Dense(2, name="e")
+    other.build((None, 3))
+    kernels = [dense().kernel, other.kernel]
+    muon.build(kernels)
+    assert [v is not None for v in muon.adam_velocities] == [False, True]
+
+
 def test_a_schedule_is_told_from_a_rate():
     schedule = keras.optimizers.schedules.CosineDecay(1e-3, 10)
     assert internals.schedule_of(keras.optimizers.SGD(schedule)) is schedule

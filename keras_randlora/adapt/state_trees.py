@@ -1,0 +1,115 @@
+"""State trees between plain and adapted models (`set_state_tree`, Orbax folders).
+
+Keras assigns the entries of a tree whose path it finds, within the trainable and the
+frozen variables apart, and says nothing of the others. An adapted kernel is frozen and
+a plain one is not: between the two nothing would be restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+from keras_randlora.layers import RandLoRALayer, is_lambda
+
+_WEIGHTS = ("trainable_variables", "non_trainable_variables")
+_OPTIMIZER = "optimizer_variables"
+
+Tree = Mapping[str, Any]
+
+
+def restore_tree(
+    model: keras.Model,
+    adapted: list[RandLoRALayer],
+    tree: Tree,
+    restore: Callable[[keras.Model, Tree], None],
+) -> None:
+    """Restore the state of a plain or an adapted model.
+
+    An adapted model takes that of a plain one as its base, with an update of zero, as
+    from a weights file.
+
+    Args:
+        model: The model.
+        adapted: Its adapted layers.
+        tree: What `get_state_tree` returns, or some of its entries.
+        restore: Keras's own `set_state_tree`.
+
+    Raises:
+        ValueError: The model is plain and the state is not; or a whole state lacks a
+            weight of the model or has another shape. The model is unchanged.
+    """
+    values = {path: v for name in _WEIGHTS for path, v in _flat(tree.get(name, {}))}
+    lambdas = [path for path in values if is_lambda(path)]
+    if not adapted:
+        if lambdas:
+            raise ValueError(
+                f"The state is that of a model adapted by RandLoRA ('{lambdas[0]}'), "
+                f"and model '{model.name}' is plain: its kernels would stay without "
+                "the update. Call `enable_randlora` with the options of the saved "
+                "model first, then load the state."
+            )
+        restore(model, tree)
+        return
+    is_whole = all(name in tree for name in _WEIGHTS)
+    becomes_base = is_whole and not lambdas
+    if is_whole:
+        _require_all(model, adapted, values, becomes_base)
+    _assign(model, adapted, values)
+    others = {name: part for name, part in tree.items() if name not in _WEIGHTS}
+    if becomes_base:
+        for layer in adapted:
+            layer.randlora.reset()
+        others.pop(_OPTIMIZER, None)  # it belongs to other variables
+    restore(model, others)
+
+
+def _flat(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the paths and values of a nested dictionary."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _require_all(
+    model: keras.Model,
+    adapted: list[RandLoRALayer],
+    values: Mapping[str, Any],
+    becomes_base: bool,
+) -> None:
+    """Check that a state has every weight, but for those that it needs not have."""
+    spared = _bases(adapted)
+    if becomes_base:
+        spared |= {id(v) for layer in adapted for v in layer.randlora.trainable_weights}
+    for weight in model.weights:
+        if weight.path not in values and id(weight) not in spared:
+            raise ValueError(
+                f"The state lacks '{weight.path}' of model '{model.name}': it is that "
+                "of another model, or Keras made up other names. Name the model and "
+                "its layers, and adapt it as the saved one was."
+            )
+
+
+def _assign(
+    model: keras.Model, adapted: list[RandLoRALayer], values: Mapping[str, Any]
+) -> None:
+    """Assign values by path, once all shapes fit; bases first, which may refuse."""
+    bases = _bases(adapted)
+    found = [v for v in model.variables if v.path in values]
+    for variable in found:
+        shape = tuple(getattr(values[variable.path], "shape", ()))
+        if shape != tuple(variable.shape):
+            raise ValueError(
+                f"'{variable.path}' of model '{model.name}' has shape "
+                f"{tuple(variable.shape)} here and {shape} in the state."
+            )
+    for variable in sorted(found, key=lambda variable: id(variable) not in bases):
+        variable.assign(values[variable.path])
+
+
+def _bases(adapted: list[RandLoRALayer]) -> set[int]:
+    return {id(basis) for layer in adapted for basis in layer.bank.weights}
