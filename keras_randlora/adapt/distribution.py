@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_randlora.adapt.sites import Site
+from keras_randlora.layers import layout_of
 from keras_randlora.tools import keras_internals
 
 NAME = "randlora"
@@ -39,7 +40,8 @@ def layout_map(
 
     λ, γ and the bases are replicated on every device, even where a broad pattern of
     the base, such as `".*query.*"`, would match them. Entries of `base_map` whose
-    pattern contains `randlora` are kept and come first.
+    pattern contains `randlora` are kept and come first. λ and γ of a bank of experts
+    are divided as the bank is among its experts.
 
     Args:
         base_map: The base model's layout map, on a mesh of devices.
@@ -118,8 +120,33 @@ def require_same_distribution(
     elif backend == "jax":
         for site in adapted:
             for name in ("lambda", "gamma"):
+                path = f"{site.layer.path}/{NAME}/{name}"
                 shape = shapes[f"{site.address}/{name}"]
-                _require_layout_fits(f"{site.layer.path}/{NAME}/{name}", shape)
+                if len(shape) == 3:
+                    _follow_batch(site, path, shape)
+                _require_layout_fits(path, shape)
+
+
+def _follow_batch(site: Site, path: str, shape: tuple[int, ...]) -> None:
+    """Divide λ or γ of a batch of kernels as the kernels are divided.
+
+    Its map then has an entry for the very path; another map than ours stays as it is.
+    """
+    distribution = keras.distribution.distribution()
+    layout_map = keras_internals.layout_map_of(distribution)
+    if not isinstance(layout_map, AdapterLayoutMap):
+        return
+    kernel = keras_internals.kernel_variable(site.layer)
+    laid_out = distribution.get_variable_layout(kernel)
+    layout = layout_of(site.layer)
+    (place,) = layout.batch_axes if len(layout.batch_axes) == 1 else (None,)
+    axis = laid_out.axes[place] if laid_out and place is not None else None
+    axis = axis if shape[0] == layout.batch else None  # else all experts share it
+    if path in set(layout_map):
+        del layout_map[path]
+    general = layout_map[path]
+    last = general.axes[-1] if general else None
+    layout_map[path] = (axis, None, None if last == axis else last)
 
 
 def _require_no_layout(model: keras.Model, adapted: Sequence[Site]) -> None:

@@ -17,6 +17,7 @@ have, and fails with one sentence where one is missing.
 | `_check_quantize_args` | `Layer` | asked before the first layer is quantized |
 | `_remat_mode`, `_loss_ids` | `Layer` | rematerialized calls |
 | `_autocast`, `_layout` | `Variable` | conversion on reading; sharding |
+| `_layout_map` | `ModelParallel` | where experts lie |
 | `_version` | `torch.Tensor` | noticing that a tensor is written to |
 | `_current_level` | `torch.autograd.forward_ad` | whether forward mode is on |
 | `_are_functorch_transforms_active` | `torch._C` | whether `torch.func` is at work |
@@ -237,6 +238,11 @@ def replace_gradient(outputs: Any, gradients: Callable[..., Sequence[Any]]) -> N
 def has_layout(variable: keras.Variable) -> bool:
     """Return whether a `keras.distribution` lays the variable out over devices."""
     return variable._layout is not None
+
+
+def layout_map_of(distribution: Any) -> Any:
+    """Return the layout map of a `ModelParallel`, `None` of another distribution."""
+    return getattr(distribution, "_layout_map", None)
 
 
 def strategy_of(model: keras.Model) -> Any:

@@ -192,6 +192,43 @@ def test_an_unknown_axis_is_refused(base_map):
         kr.layout_map(base_map, shard_over="data")
 
 
+class Experts(keras.layers.Layer):
+    """Two matrices, one for each expert."""
+
+    def build(self, input_shape):
+        self.bank = self.add_weight(name="bank", shape=(2, input_shape[-1], 3))
+
+    def call(self, inputs):
+        return keras.ops.einsum("bi,eio->beo", inputs, self.bank)
+
+
+@on_jax
+@pytest.mark.parametrize("shared", ["none", "gamma"])
+@pytest.mark.parametrize("shard_over", [None, "batch"])
+def test_experts_lie_where_their_bank_does(shared, shard_over):
+    banks = keras.distribution.LayoutMap(mesh())
+    banks["experts/bank"] = ("model", None, None)
+    extended = kr.layout_map(banks, shard_over=shard_over)
+    with keras.distribution.ModelParallel(layout_map=extended).scope():
+        model = keras.Sequential([keras.Input((4,)), Experts(name="experts")])
+        for _ in range(2):  # a second time the entries are there
+            kr.enable_randlora(
+                model,
+                rank=2,
+                targets="bank",
+                weight_axes={"bank": "batch in out"},
+                shared_in_batch=shared,
+            )
+            found = {
+                weight.name: tuple(weight.value.sharding.spec)
+                for weight in model.trainable_weights
+            }
+            kr.disable_randlora(model)
+    experts = "model" if shared == "none" else None
+    assert found["lambda"] == ("model", None, None)
+    assert found["gamma"] == (experts, None, shard_over)
+
+
 # What cannot work is refused, and the model is left alone
 
 

@@ -23,7 +23,12 @@ from keras_randlora.layers.quantized import FrozenKernel
 from keras_randlora.update.bank import BasisBank
 from keras_randlora.update.formula import UpdateShape
 from keras_randlora.update.gradient import with_gradient
-from keras_randlora.update.layouts import DENSE_EQUATION, einsum_layout
+from keras_randlora.update.layouts import (
+    DENSE_EQUATION,
+    dense_layout,
+    einsum_layout,
+    read_layout,
+)
 
 SCALE = 1.5
 TOLERANCE = 1e-5
@@ -243,27 +248,28 @@ WAYS = {
 }
 
 
-def product_without_a_layout(inputs, outputs, num_bases=None, basis="uniform"):
+def bare_product(inputs, outputs, num_bases=None, basis="uniform"):
     shape = UpdateShape.of_kernel(inputs, outputs, 2, num_bases)
     bank = BasisBank.for_shapes([shape], BasisSpec(basis, None, seed=5))
-    return AdaptedProduct(None, None, shape, bank, SCALE)
+    layout = dense_layout((inputs, outputs))
+    return AdaptedProduct(layout, None, shape, bank, SCALE)
 
 
 @pytest.mark.parametrize("sides, bases, tokens, dropout, way", WAYS.values(), ids=WAYS)
 def test_auto_takes_the_cheaper_way(sides, bases, tokens, dropout, way):
-    product = product_without_a_layout(*sides, bases)
+    product = bare_product(*sides, bases)
     assert product.way("auto", tokens, dropout) == way
 
 
 @every_way
 def test_a_chosen_way_is_kept(way):
-    product = product_without_a_layout(8, 5)
+    product = bare_product(8, 5)
     for tokens in (1, 10_000, None):
         assert product.way(way, tokens) == way
 
 
 def test_operations_are_counted_in_multiply_adds_times_two():
-    product = product_without_a_layout(8, 5)
+    product = bare_product(8, 5)
     assert product.materialized_operations(10) == 1440 + 800
     assert product.materialized_operations(10, dropout=True) == 1440 + 2400
     assert product.factored_operations(10) == 3720
@@ -271,7 +277,7 @@ def test_operations_are_counted_in_multiply_adds_times_two():
 
 def test_operations_of_a_kronecker_basis():
     # 192 = 3 blocks and 100 columns = 2 blocks of 64: 2·2·64·64 and 2·3·2·64 a column.
-    product = product_without_a_layout(192, 100, basis="kronecker")
+    product = bare_product(192, 100, basis="kronecker")
     column = 16_384 + 768
     assert product.materialized_operations(10) == 3 * 100 * column + 2 * 10 * 19_200
     assert product.factored_operations(10) == 10 * (2 * column + 6 * 100 * 100)
@@ -329,7 +335,7 @@ def test_the_hand_written_gradient_is_the_one_used():
 def test_torch_keeps_no_new_memory_for_the_backward_pass(case, way):
     import torch
 
-    product = product_of(case)
+    product = bare_product(case)
     x, kernel, lambda_, gamma = (
         ops.convert_to_tensor(array).clone() for array in arrays_of(case, product)
     )
@@ -359,7 +365,7 @@ def test_torch_keeps_no_new_memory_for_the_backward_pass(case, way):
 def test_jax_keeps_nothing_but_the_arguments_for_the_backward_pass(way):
     import jax
 
-    product = product_of("query")
+    product = bare_product("query")
     x, kernel, lambda_, gamma = map(ops.convert_to_tensor, arrays_of("query", product))
 
     def function(x, lambda_, gamma):
@@ -380,7 +386,7 @@ def test_jax_keeps_nothing_but_the_arguments_for_the_backward_pass(way):
 def test_torch_inference_needs_no_gradient(way):
     import torch
 
-    product = product_of("query")
+    product = bare_product("query")
     tensors = [ops.convert_to_tensor(a) for a in arrays_of("query", product)]
     with torch.inference_mode():
         outputs = adapted(way, product, *tensors)
@@ -404,3 +410,13 @@ def test_gradients_under_torch_autocast(compute):
         (outputs.float() ** 2).sum().backward()
         found.append(as_numpy(layer.randlora.lambda_.value.grad))
     assert_close(found[1], found[0], 0.05)
+
+
+@pytest.mark.parametrize("compute", ["factored", "auto"])
+def test_what_is_read_or_a_batch_is_formed(compute):
+    shape = UpdateShape.of_kernel(80, 50, 2)
+    bank = BasisBank.for_shapes([shape], BasisSpec("uniform", None, seed=5))
+    batch = einsum_layout("bhi,hio->bho", (3, 80, 50))
+    for layout in (read_layout("in out", (80, 50)), batch):
+        product = AdaptedProduct(layout, None, shape, bank, SCALE)
+        assert product.way(compute, 1) == "materialized"

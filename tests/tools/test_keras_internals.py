@@ -116,6 +116,22 @@ def test_there_is_no_layout_without_a_distribution():
         assert internals.strategy_of(model_of(dense())) is None
 
 
+def test_a_distribution_tells_its_layout_map():
+    mesh = keras.distribution.DeviceMesh((1,), ("model",), ["cpu:0"])
+    layout_map = keras.distribution.LayoutMap(mesh)
+    distribution = keras.distribution.ModelParallel(layout_map=layout_map)
+    assert internals.layout_map_of(distribution) is layout_map
+    data = keras.distribution.DataParallel(devices=["cpu:0"])
+    assert internals.layout_map_of(data) is None
+
+
+def test_children_are_ordered():
+    model = keras.Sequential([layers.Dense(2, name=name) for name in "ab"])
+    places = {"a": 1, "b": 0}
+    internals.sort_children(model, lambda child: places.get(child.name, -1))
+    assert [child.name for child in internals.children(model)][-2:] == ["b", "a"]
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="torch's tensors count writes")
 def test_a_write_changes_the_version():
     variable = dense().kernel
