@@ -27,8 +27,8 @@ class Experts(keras.layers.Layer):
         self._down = self.add_weight(name="down", shape=(EXPERTS, WIDTH, INNER))
 
     def call(self, x):
-        inner = ops.tanh(ops.einsum("...i,eio->...eo", x, self.up))
-        return ops.einsum("...ei,eoi->...eo", inner, self._down)
+        inner = ops.tanh(ops.einsum("bti,eio->bteo", x, self.up))
+        return ops.einsum("btei,eoi->bteo", inner, self._down)
 
 
 @keras.saving.register_keras_serializable("tests")

@@ -335,7 +335,7 @@ def test_the_hand_written_gradient_is_the_one_used():
 def test_torch_keeps_no_new_memory_for_the_backward_pass(case, way):
     import torch
 
-    product = bare_product(case)
+    product = product_of(case)
     x, kernel, lambda_, gamma = (
         ops.convert_to_tensor(array).clone() for array in arrays_of(case, product)
     )
@@ -365,7 +365,7 @@ def test_torch_keeps_no_new_memory_for_the_backward_pass(case, way):
 def test_jax_keeps_nothing_but_the_arguments_for_the_backward_pass(way):
     import jax
 
-    product = bare_product("query")
+    product = product_of("query")
     x, kernel, lambda_, gamma = map(ops.convert_to_tensor, arrays_of("query", product))
 
     def function(x, lambda_, gamma):
@@ -386,7 +386,7 @@ def test_jax_keeps_nothing_but_the_arguments_for_the_backward_pass(way):
 def test_torch_inference_needs_no_gradient(way):
     import torch
 
-    product = bare_product("query")
+    product = product_of("query")
     tensors = [ops.convert_to_tensor(a) for a in arrays_of("query", product)]
     with torch.inference_mode():
         outputs = adapted(way, product, *tensors)
