@@ -1,0 +1,114 @@
+"""What Keras keeps to itself of optimizers and random generators."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_randlora.tools.keras_internals.layers import untrack
+
+
+def spare_from_muon(is_spared: Callable[[keras.Variable], bool]) -> None:
+    """Let Muon update variables for which `is_spared(variable)` as AdamW does.
+
+    Their rows and columns are no axes of a matrix product, whose steps it
+    orthogonalizes.
+    """
+    asked = keras.optimizers.Muon._should_use_adamw
+    if hasattr(asked, "guarded"):
+        return
+
+    @functools.wraps(asked)
+    def guarded(self: Any, variable: keras.Variable) -> bool:
+        return is_spared(variable) or asked(self, variable)
+
+    guarded.guarded = True  # type: ignore[attr-defined]
+    keras.optimizers.Muon._should_use_adamw = guarded
+
+
+def rate_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Return the learning rates that are variables, of wrapped optimizers too."""
+    own = optimizer._learning_rate
+    found = [own] if isinstance(own, keras.Variable) else []
+    for inner in _wrapped(optimizer):
+        found += rate_variables(inner)
+    return found
+
+
+def seed_states(model: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the states of a model's random generators, which calls change."""
+    weights = {id(weight) for weight in model.weights}
+    return [v for v in model.non_trainable_variables if id(v) not in weights]
+
+
+def schedule_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Return the learning-rate schedule of an optimizer, `None` without one."""
+    rate = optimizer._learning_rate
+    is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    return rate if is_schedule else None
+
+
+def averages_of(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Return trained variables and what an optimizer averages of their values.
+
+    That is the mean with `use_ema=True`, and the sequence that `ScheduleFreeAdamW`
+    averages, in which its `momentum` is.
+    """
+    found = []
+    for inner in _wrapped(optimizer):
+        found += averages_of(inner)
+    held = []
+    if optimizer.built and optimizer.use_ema:
+        held.append(getattr(optimizer, "_model_variables_moving_average", []))
+    if optimizer.built and isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW):
+        held.append(optimizer._momentums)
+    for averages in held:
+        pairs = zip(optimizer._trainable_variables, averages, strict=True)
+        found += [(variable, mean) for variable, mean in pairs if mean is not None]
+    return found
+
+
+def accumulators_of(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Return trained variables and what an optimizer sums their gradients in."""
+    found = []
+    for inner in _wrapped(optimizer):
+        found += accumulators_of(inner)
+    if optimizer.built and optimizer.gradient_accumulation_steps:
+        sums = optimizer._accumulated_gradients
+        found += zip(optimizer._trainable_variables, sums, strict=True)
+    return found
+
+
+def _wrapped(
+    optimizer: keras.optimizers.Optimizer,
+) -> Sequence[keras.optimizers.Optimizer]:
+    """Return the optimizers that another one hands the work to."""
+    one = getattr(optimizer, "inner_optimizer", None)
+    return [one] if one else getattr(optimizer, "optimizers", ())
+
+
+def forget_state(optimizer: keras.optimizers.Optimizer) -> None:
+    """Make an optimizer what it was before it was built, but for its learning rate.
+
+    It is not made anew from its configuration: a schedule of one's own, unregistered,
+    or a callable rate cannot be.
+    """
+    for inner in _wrapped(optimizer):
+        forget_state(inner)
+    if not optimizer.built:
+        return
+    kept = {id(optimizer._iterations), id(optimizer._learning_rate)}
+    for variable in list(optimizer._variables):
+        if id(variable) not in kept:
+            untrack(optimizer, variable)
+    optimizer._trainable_variables = []
+    optimizer._trainable_variables_indices = {}
+    optimizer.built = False
+    optimizer._iterations.assign(0)
