@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import keras
 from keras import ops
 
 from keras_randlora.tools import reshape, transpose, with_rows
@@ -37,6 +38,9 @@ class Operator(Protocol):
 
     def project(self, values: Array) -> Array:
         """Return `Bᵀ · values`, `(n * r, k)`, for `values` of shape `(l, k)`."""
+
+    def project_transposed(self, values: Array) -> Array:
+        """Return `Bᵀ · valuesᵀ`, `(n * r, k)`, for `values` of shape `(k, l)`."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class DenseOperator:
     def project(self, values: Array) -> Array:
         """Return `Bᵀ · values`."""
         return transpose(self.matrix) @ values
+
+    def project_transposed(self, values: Array) -> Array:
+        """Return `Bᵀ · valuesᵀ`."""
+        return transpose(self.matrix) @ transpose(values)
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,18 @@ class KroneckerOperator:
         return _product_of_blocks(self.left, values)[: self.rows]
 
     def expand_transposed(self, values: Array) -> Array:
-        """Return `(B · values)ᵀ`."""
-        return transpose(self.expand(values))
+        """Return `(B · values)ᵀ`.
+
+        torch would read a transposed result entry by entry: there its rows are products
+        of their own.
+        """
+        if keras.backend.backend() != "torch":
+            return transpose(self.expand(values))
+        count = self.left.shape[1]
+        values = reshape(_filled_up(values, count), (count * BLOCK, -1))
+        rows = reshape(transpose(values), (-1, BLOCK)) @ transpose(self.right)
+        rows = self.left @ reshape(rows, (-1, count, BLOCK))
+        return reshape(rows, (rows.shape[0], -1))[:, : self.rows]
 
     def project(self, values: Array) -> Array:
         """Return `Bᵀ · values`."""
@@ -117,6 +135,16 @@ class KroneckerOperator:
         rows = self.left.shape[1] * BLOCK
         return reshape(values, (rows, -1))[: self.columns]
 
+    def project_transposed(self, values: Array) -> Array:
+        """Return `Bᵀ · valuesᵀ`, on torch row by row, see `expand_transposed`."""
+        missing = self.left.shape[0] * BLOCK - self.rows
+        if keras.backend.backend() != "torch" or missing:
+            return self.project(transpose(values))
+        count = self.left.shape[1]
+        rows = transpose(self.left) @ reshape(values, (-1, self.left.shape[0], BLOCK))
+        rows = reshape(rows, (-1, BLOCK)) @ self.right
+        return transpose(reshape(rows, (-1, count * BLOCK)))[: self.columns]
+
 
 def blocks(size: int) -> int:
     """Return how many blocks of `BLOCK` rows or columns hold `size` of them."""
@@ -125,10 +153,13 @@ def blocks(size: int) -> int:
 
 def _in_blocks(values: Array, count: int) -> Array:
     """Return the rows in `count` blocks, the last filled up with zeros."""
+    return reshape(_filled_up(values, count), (count, BLOCK, -1))
+
+
+def _filled_up(values: Array, count: int) -> Array:
+    """Return `count` blocks of rows, the last ones zeros."""
     missing = count * BLOCK - values.shape[0]
-    if missing:
-        values = with_rows(values, missing)
-    return reshape(values, (count, BLOCK, -1))
+    return with_rows(values, missing) if missing else values
 
 
 def _for_each(matrix: Array, values: Array) -> Array:

@@ -90,6 +90,10 @@ class SparseOperator:
         """Return `Bᵀ · values`."""
         return self.by_column.times(values)
 
+    def project_transposed(self, values: Array) -> Array:
+        """Return `Bᵀ · valuesᵀ`."""
+        return self.by_column.times(values.T)
+
 
 def density(spec: BasisSpec) -> float:
     """Return the expected share of entries that are not zero."""

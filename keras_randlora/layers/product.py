@@ -31,8 +31,8 @@ from keras_randlora.update import (
     UpdateShape,
     adapter_gradients,
     computed_after,
-    gradient_of_update,
     kernel_update,
+    projected_gradient,
     scaled_basis_a,
     with_gradient,
 )
@@ -152,7 +152,7 @@ class AdaptedProduct:
             stored = others[count:]
             basis_a, basis_b = reader.read(stored, shape, dtype, after=gradient)
             matrix = layout.to_matrix(cast(gradient, dtype))
-            projected = basis_b.project(gradient_of_update(shape, matrix))
+            projected = projected_gradient(shape, matrix, basis_b)
             return adapter_gradients(projected, lambda_, gamma, basis_a, scale)
 
         product = with_gradient(forward, backward, trained=2)

@@ -13,9 +13,9 @@ from keras_randlora.update.bank import (
 from keras_randlora.update.formula import (
     UpdateShape,
     adapter_gradients,
-    gradient_of_update,
     kernel_update,
     pair_size,
+    projected_gradient,
     scaled_basis_a,
 )
 from keras_randlora.update.gradient import (
@@ -39,9 +39,9 @@ __all__ = [
     "computed_after",
     "dense_layout",
     "einsum_layout",
-    "gradient_of_update",
     "kernel_update",
     "pair_size",
+    "projected_gradient",
     "read_layout",
     "rebuilt_bank",
     "scaled_basis_a",

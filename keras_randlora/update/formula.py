@@ -178,16 +178,16 @@ def kernel_update(
     return transpose(split, (1, 0, 2))
 
 
-def gradient_of_update(shape: UpdateShape, gradient: Array) -> Array:
-    """Return the gradient of M `(l, s)` from that of what `kernel_update` returned.
+def projected_gradient(shape: UpdateShape, gradient: Array, basis_b: Operator) -> Array:
+    """Return `Bᵀ G`, with the gradient G of M, from that of `kernel_update`'s result.
 
-    Those of a batch stand side by side, `(l, E * s)`.
+    Of shape `(n * r, s)`; those of a batch stand side by side, `(n * r, E * s)`.
     """
-    if shape.batch is None:
-        return transpose(gradient) if shape.transposed else gradient
     if shape.transposed:
-        return transpose(reshape(gradient, (-1, shape.larger)))
-    return reshape(transpose(gradient, (1, 0, 2)), (shape.larger, -1))
+        return basis_b.project_transposed(reshape(gradient, (-1, shape.larger)))
+    if shape.batch is not None:
+        gradient = reshape(transpose(gradient, (1, 0, 2)), (shape.larger, -1))
+    return basis_b.project(gradient)
 
 
 def adapter_gradients(

@@ -54,6 +54,8 @@ def test_products_are_those_of_the_matrix(kind, rows, columns):
     transposed = results(kind, rows, columns, "expand_transposed", wide)
     assert_close(transposed, (matrix @ wide).T, 1e-5)
     assert_close(results(kind, rows, columns, "project", tall), matrix.T @ tall, 1e-5)
+    projected = results(kind, rows, columns, "project_transposed", tall.T.copy())
+    assert_close(projected, matrix.T @ tall, 1e-5)
     assert np.array_equal(results(kind, rows, columns, "dense"), matrix)
 
 

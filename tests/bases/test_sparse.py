@@ -60,6 +60,7 @@ def test_products_are_those_of_the_matrix(sparsity):
     assert_close(basis.expand_transposed(values).numpy(), (matrix @ wide).T, 1e-5)
     strided = torch.from_numpy(tall.T.astype("float32").copy()).T
     assert_close(basis.project(strided).numpy(), matrix.T @ tall, 1e-5)
+    assert_close(basis.project_transposed(strided.T).numpy(), matrix.T @ tall, 1e-5)
     assert np.array_equal(basis.dense().numpy(), matrix)
 
 
