@@ -100,11 +100,13 @@ def ratio(seed, shared, rank, rate, epochs):
     student = fitted(mixture(), *data(first, 10 + seed), 1e-2, epochs)
     held_out = data(second, 30 + seed)
     before = loss(student, *held_out)
+    tuned = mixture()
+    tuned.set_weights(student.get_weights())
     kr.enable_randlora(
-        student, rank, [*AXES], weight_axes=AXES, shared_in_batch=shared, alpha=rank
+        tuned, rank, [*AXES], weight_axes=AXES, shared_in_batch=shared, alpha=rank
     )
-    fitted(student, *data(second, 20 + seed), rate, epochs)
-    return loss(student, *held_out) / before
+    fitted(tuned, *data(second, 20 + seed), rate, epochs)
+    return loss(tuned, *held_out) / before
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
