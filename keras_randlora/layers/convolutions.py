@@ -16,7 +16,16 @@ from keras_randlora.layers.quantized import kernel_shape
 from keras_randlora.update import KernelLayout
 
 
-class RandLoRAConvolution(RandLoRALayer):
+class _ReadsKernel(RandLoRALayer):
+    """A layer whose own code reads the adapted kernel."""
+
+    # Keras remembers of a layer which arguments `call` had when it was built.
+    def call(self, inputs: Any) -> Any:  # type: ignore[override]
+        """Return what the plain layer does, with the adapted kernel."""
+        return super(RandLoRALayer, self).call(inputs)
+
+
+class RandLoRAConvolution(_ReadsKernel):
     """What adapted convolutions share; the kernel is `(positions…, in, out)`."""
 
     @staticmethod
@@ -40,13 +49,8 @@ class RandLoRAConvolution(RandLoRALayer):
         outputs = len(shape) - 1
         return KernelLayout(None, shape, tuple(range(outputs)), (outputs,))
 
-    # Keras remembers of a layer which arguments `call` had when it was built.
-    def call(self, inputs: Any) -> Any:  # type: ignore[override]
-        """Return what the plain layer does, with the adapted kernel."""
-        return super(RandLoRALayer, self).call(inputs)
 
-
-class RandLoRATransposedConvolution(RandLoRALayer):
+class RandLoRATransposedConvolution(_ReadsKernel):
     """What adapted transposed ones share; the kernel is `(positions…, out, in)`."""
 
     @staticmethod
@@ -56,11 +60,6 @@ class RandLoRATransposedConvolution(RandLoRALayer):
         outputs = len(shape) - 2
         inputs = (*range(outputs), outputs + 1)
         return KernelLayout(None, shape, inputs, (outputs,))
-
-    # Keras remembers of a layer which arguments `call` had when it was built.
-    def call(self, inputs: Any) -> Any:  # type: ignore[override]
-        """Return what the plain layer does, with the adapted kernel."""
-        return super(RandLoRALayer, self).call(inputs)
 
 
 @keras.saving.register_keras_serializable(package="keras_randlora")
@@ -109,16 +108,13 @@ register_layer(keras.layers.Conv3DTranspose, RandLoRAConv3DTranspose)
 
 def is_convolution(layer: keras.layers.Layer) -> bool:
     """Return whether a layer is a convolution that can be adapted, or is."""
-    kind = adapted_class(type(layer)) or type(layer)
-    shared = RandLoRAConvolution, RandLoRATransposedConvolution
-    return issubclass(kind, shared) and is_linear(layer)
+    return issubclass(_adapted_kind(layer), _ReadsKernel) and is_linear(layer)
 
 
 def is_of_patches(layer: Any) -> bool:
     """Return whether a convolution is a linear layer of patches that do not overlap."""
-    kind = adapted_class(type(layer)) or type(layer)
     return (
-        issubclass(kind, RandLoRAConvolution)
+        issubclass(_adapted_kind(layer), RandLoRAConvolution)
         and is_linear(layer)
         and tuple(layer.strides) == tuple(layer.kernel_size)
         and set(layer.dilation_rate) == {1}
@@ -129,6 +125,11 @@ def is_convolution_in_groups(layer: keras.layers.Layer) -> bool:
     """Return whether a convolution has a kernel for each of several groups."""
     kinds = (*_BY_CHANNELS, keras.layers.Conv1D, keras.layers.Conv2D)
     return isinstance(layer, (*kinds, keras.layers.Conv3D)) and not is_linear(layer)
+
+
+def _adapted_kind(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
+    """Return the class that a layer is adapted to or has been, else its own."""
+    return adapted_class(type(layer)) or type(layer)
 
 
 _BY_CHANNELS = (

@@ -49,10 +49,7 @@ class HeldWeight(keras.layers.Layer):
         axes: The role of each axis, or `None`.
     """
 
-    # What a plain layer with a kernel has.
-    lora_enabled = False
-    kernel_constraint = None
-    bias = None
+    bias = None  # what a plain layer with a kernel may have
 
     def __init__(
         self, holder: keras.layers.Layer, attribute: str, axes: str | None

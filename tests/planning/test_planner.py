@@ -324,19 +324,24 @@ def test_an_adapted_model_is_refused():
         kr.plan(model)
 
 
-def test_experts_are_planned_for():
-    """Their banks are all computed, and kept with their updates."""
+def mixtral(blocks):
+    """Return a Mixtral with three experts of three matrices 16×24 a block."""
     import keras_hub
 
-    sizes = dict(
+    return keras_hub.models.MixtralBackbone(
         vocabulary_size=23,
-        num_layers=2,
+        num_layers=blocks,
         num_query_heads=4,
         num_key_value_heads=2,
         hidden_dim=16,
         intermediate_dim=24,
+        num_experts=3,
     )
-    model = keras_hub.models.MixtralBackbone(**sizes, num_experts=3)
+
+
+def test_experts_are_planned_for():
+    """Their banks are all computed, and kept with their updates."""
+    model = mixtral(blocks=2)
     attention, experts = (
         kr.plan(model, 2, targets=targets, batch=2, sequence=8)
         for targets in ("attention", "experts")
@@ -351,17 +356,7 @@ def test_experts_are_planned_for():
 
 
 def test_ranks_count_each_expert():
-    import keras_hub
-
-    model = keras_hub.models.MixtralBackbone(
-        vocabulary_size=23,
-        num_layers=1,
-        num_query_heads=4,
-        num_key_value_heads=2,
-        hidden_dim=16,
-        intermediate_dim=24,
-        num_experts=3,
-    )
+    model = mixtral(blocks=1)
     rank = kr.rank_like_lora(model, 2, "experts")
     lora = 3 * 3 * 2 * (16 + 24)
     counts = {}
