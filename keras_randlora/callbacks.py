@@ -179,7 +179,7 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
                 self._improved(file.moment.value)
         if self.best != known:
             print(
-                f"RandLoRACheckpoint goes on from the best so far: {self.monitor} "
+                f"RandLoRACheckpoint resumes with the best so far: {self.monitor} "
                 f"{self.best:g}.",
                 flush=True,
             )

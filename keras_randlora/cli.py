@@ -140,7 +140,7 @@ def _info_of_file(path: Path) -> None:
         lambda_, gamma = file.tensors[f"{layer}/lambda"], file.tensors[f"{layer}/gamma"]
         _say(f"  {layer}  kernel {shape}, λ {lambda_.shape}, γ {gamma.shape}")
     for name in file.also_trained:
-        _say(f"  {name}  trained as it is")
+        _say(f"  {name}  fully trained")
     if file.moment is not None:
         _say(_moment(file.moment))
     count = sum(array.size for array in file.tensors.values())
@@ -154,7 +154,7 @@ def _info_of_folder(path: Path) -> None:
     for module, (lambda_, gamma) in folder.factors.items():
         _say(f"  {module}  λ {lambda_.shape}, γ {gamma.shape}")
     for name in folder.weights:
-        _say(f"  {name}  trained as it is")
+        _say(f"  {name}  fully trained")
     arrays = [array for pair in folder.factors.values() for array in pair]
     arrays += [*folder.biases.values(), *folder.weights.values()]
     count = sum(array.size for array in arrays)

@@ -191,9 +191,8 @@ def _models_in_use(layers: Sequence[keras.layers.Layer]) -> list[keras.Model]:
     if unknown and gc.get_freeze_count():
         warnings.warn(
             "`gc.freeze()` hides the layers from the search for other models that hold "
-            "them. Such a model goes on with what it has compiled, if that was before "
-            "`keras_randlora` was imported or for `generate`: call its `compile` "
-            "again.",
+            "them. Such a model keeps the functions that it compiled for `generate` or "
+            "before `keras_randlora` was imported: call its `compile` again.",
             stacklevel=5,
         )
     return found

@@ -57,8 +57,8 @@ def warn_of_dropout(adapted: Sequence[Site], options: LayerOptions) -> None:
     if options.dropout and read:
         more = f" and {len(read) - 1} more" if len(read) > 1 else ""
         warnings.warn(
-            f"dropout does not reach '{read[0]}'{more}: what holds such a weight reads "
-            "it and multiplies itself. The other layers have it.",
+            f"`dropout` has no effect on '{read[0]}'{more}: the layer that holds this "
+            "weight computes the product itself. The other layers have dropout.",
             stacklevel=4,
         )
 

@@ -73,14 +73,14 @@ def _require_alike(model: keras.Model, adapted: list[Site]) -> None:
                 raise ValueError(
                     f"The layers of model '{model.name}' were built with different "
                     f"options: '{first.path}' with {name}={options[name]!r}, "
-                    f"'{site.path}' with {name}={theirs!r}. What concerns the whole "
-                    "model needs the same options in all of them."
+                    f"'{site.path}' with {name}={theirs!r}. Merging and saving the "
+                    "whole model need the same options in all layers."
                 )
     if not _share_bases([site.layer for site in adapted]):
         raise ValueError(
-            f"The layers of model '{model.name}' were built with banks of bases that "
-            "the layers' own options would not draw for the model. Build them with one "
-            "bank, or with a `basis` whose sparsity does not depend on the sizes."
+            f"The layers of model '{model.name}' were built with different banks of "
+            "bases, which one bank for the model would not reproduce. Build them with "
+            "one bank, or with a `basis` whose sparsity does not depend on the sizes."
         )
 
 

@@ -130,7 +130,7 @@ class Report:
     def _coverage(self) -> list[str]:
         if self.coverage is None:
             return []
-        return [f"Adapts {self.coverage:.1%} of the weights that are multiplied."]
+        return [f"Adapts {self.coverage:.1%} of the weights used in matmuls."]
 
     def _kinds(self) -> dict[tuple, list[LayerReport]]:
         kinds: dict[tuple, list[LayerReport]] = {}
@@ -154,7 +154,7 @@ def summary(model: keras.Model) -> Report:
     layers               kernel              rank  bases     trainable  compute
     d                    (6, 4)                 2      2            12  auto
     1 adapted layers, 12 parameters of λ and γ; 12 trainable in all, 42.857% of 28.
-    Adapts 100.0% of the weights that are multiplied.
+    Adapts 100.0% of the weights used in matmuls.
     Adapter file 48 B, stored bases 128 B.
     """
     everything = all_sites(model, {})

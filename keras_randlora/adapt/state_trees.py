@@ -47,9 +47,9 @@ def restore_tree(
         if lambdas:
             raise ValueError(
                 f"The state is that of a model adapted by RandLoRA ('{lambdas[0]}'), "
-                f"and model '{model.name}' is plain: its kernels would stay without "
-                "the update. Call `enable_randlora` with the options of the saved "
-                "model first, then load the state."
+                f"but model '{model.name}' is plain: its kernels would lack the "
+                "update. Call `enable_randlora` with the options of the saved model "
+                "first, then load the state."
             )
         restore(model, tree)
         return
@@ -89,7 +89,7 @@ def _require_all(
         if weight.path not in values and id(weight) not in spared:
             raise ValueError(
                 f"The state lacks '{weight.path}' of model '{model.name}': it is that "
-                "of another model, or Keras made up other names. Name the model and "
+                "of another model, or Keras generated other names. Name the model and "
                 "its layers, and adapt it as the saved one was."
             )
 

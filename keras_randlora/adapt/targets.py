@@ -80,9 +80,9 @@ def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
     ]
     if overlap:
         raise ValueError(
-            f"Layer '{overlap[0]}' stands in `targets` and in `also_train`. Its "
-            "kernel cannot be both frozen under an update and trained; leave it out "
-            "of one of them."
+            f"Layer '{overlap[0]}' is in both `targets` and `also_train`. Its kernel "
+            "cannot be both frozen under an update and trained; leave it out of one "
+            "of them."
         )
     return Selection(adapted, [site for site in everything if id(site.layer) in chosen])
 
@@ -237,7 +237,7 @@ def _in_blocks(chosen: list[Site], layers: tuple[int, ...] | None) -> list[Site]
     missing = sorted(set(layers) - present)
     if missing:
         raise ValueError(
-            f"`layers` names block {missing[0]}, but the targets stand in blocks "
+            f"`layers` names block {missing[0]}, but the targets are in blocks "
             f"{sorted(present)}. Received: layers={list(layers)}."
         )
     return [site for site in chosen if site.block_index in layers]
@@ -273,9 +273,9 @@ def _require_adaptable(site: Site) -> None:
         )
     if isinstance(site.ancestors[-1], keras.layers.SpectralNormalization):
         raise ValueError(
-            f"Layer '{site.path}' stands in a SpectralNormalization, which rewrites "
-            "the kernel in every training step. RandLoRA keeps it frozen; remove the "
-            "wrapper or the target."
+            f"Layer '{site.path}' is wrapped in a SpectralNormalization, which "
+            "rewrites the kernel in every training step. RandLoRA keeps it frozen; "
+            "remove the wrapper or the target."
         )
     try:
         layout_of(layer)
@@ -310,19 +310,19 @@ def _unsupported_message(pattern: str, site: Site) -> str:
     if isinstance(site.layer, HeldWeight):
         return (
             f"Target '{pattern}' matches '{site.path}', a weight of shape "
-            f"{kernel_shape(site.layer)}. Say what its axes are, such as "
-            f"weight_axes={{'{pattern}': 'batch in out'}}, if it is multiplied by."
+            f"{kernel_shape(site.layer)}. If it is used in a matmul, name its axes, "
+            f"such as weight_axes={{'{pattern}': 'batch in out'}}."
         )
     if is_convolution_in_groups(site.layer):
         return (
-            f"Target '{pattern}' matches '{site.path}', a convolution of type {kind} "
-            "in groups or by channels: each has a kernel of its own, and no matrix "
-            "that RandLoRA could adapt."
+            f"Target '{pattern}' matches '{site.path}', a grouped or depthwise "
+            f"convolution of type {kind}: each group has a kernel of its own, so there "
+            "is no matrix to adapt."
         )
     return (
         f"Target '{pattern}' matches '{site.path}', a layer of type {kind}. RandLoRA "
         "adapts keras.layers.Dense and EinsumDense, convolutions without groups, and "
-        f"weights that layers multiply by.{inside}"
+        f"weights that layers use in matmuls.{inside}"
     )
 
 

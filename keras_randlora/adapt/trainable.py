@@ -116,10 +116,10 @@ def extra_variables(
         )
         if whole and _holds_integers(site.layer):
             raise ValueError(
-                f"Layer '{site.path}' stands in `also_train` and is quantized as "
-                f"'{site.layer.quantization_mode}': its kernel cannot be trained as it "
-                "is. Quantize the backbone only (`model.backbone.quantize(...)`), or "
-                "leave the layer out."
+                f"Layer '{site.path}' is in `also_train` and quantized as "
+                f"'{site.layer.quantization_mode}': a quantized kernel cannot be fully "
+                "trained. Quantize the backbone only (`model.backbone.quantize(...)`), "
+                "or leave the layer out."
             )
         for name, variable in named_weights(site.layer).items():
             if whole or (bias and name == "bias"):

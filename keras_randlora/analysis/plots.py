@@ -45,7 +45,7 @@ def plot_spectra(
     if largest > 0:
         axes.set_yscale("log")
         axes.set_ylim(largest * 1e-5, largest * 2)
-    axes.set_xlabel("Number of the singular value")
+    axes.set_xlabel("Index of the singular value")
     axes.set_ylabel("Singular value of the update")
     axes.legend(frameon=False, fontsize=9)
     _save(figure, axes, path, title)
@@ -136,7 +136,7 @@ def plot_loss_plane(
             fontsize=9,
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
         )
-    axes.set_xlabel("Distance in the space of weights")
+    axes.set_xlabel("Distance in weight space")
     axes.set_ylabel("Distance")
     axes.set_aspect("equal")
     _save(figure, axes, path, title)
@@ -186,7 +186,7 @@ def _checked(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
     path = local_path(path)
     if path.suffix not in suffixes:
         raise ValueError(
-            f"A picture's file ends in one of {', '.join(suffixes)}. "
+            f"The file of a plot must end in one of {', '.join(suffixes)}. "
             f"Received: '{path}'."
         )
     return path

@@ -90,7 +90,7 @@ def layer_outputs(
     for path, outputs in seen.items():
         if len(outputs) != 1:
             raise ValueError(
-                f"Layer '{path}' is to be called once by model '{model.name}'. It was "
+                f"Layer '{path}' must be called once by model '{model.name}'. It was "
                 f"called {len(outputs)} times."
             )
         found[path] = _examples(path, outputs[0], mask)

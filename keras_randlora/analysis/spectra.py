@@ -54,8 +54,8 @@ def update_matrix(layer: keras.layers.Layer, base: Array | None = None) -> np.nd
         added = _added(layer)
         if added is None:
             raise ValueError(
-                f"Layer '{layer.path}' has no adapter, so that only its kernel before "
-                "training tells what was added: pass `base`. Received: base=None."
+                f"Layer '{layer.path}' has no adapter, so its update is the difference "
+                "from the kernel before training: pass `base`. Received: base=None."
             )
     else:
         base = _in_float32(base)

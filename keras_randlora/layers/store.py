@@ -152,10 +152,10 @@ def _require_same_origin(layer: RandLoRALayer, theirs: dict[str, Any]) -> None:
     )
     raise ValueError(
         f"The weights of layer '{layer.path}' were trained with {trained}; the "
-        f"layer has {has}, which would make another update of them. Enable RandLoRA "
-        "on a new model with the options of the file (bases that were given: "
-        "`load_adapter` or `keras_randlora.peft.load`) and load the file there. This "
-        "model is now partly loaded: discard it."
+        f"layer has {has}, which gives a different update. Enable RandLoRA on a new "
+        "model with the options of the file (with basis='given' use `load_adapter` or "
+        "`keras_randlora.peft.load`) and load the file there. This model is now partly "
+        "loaded: discard it."
     )
 
 

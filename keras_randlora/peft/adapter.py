@@ -234,7 +234,7 @@ def _whole_state(
             site = names.site(module)
         except ValueError as error:
             raise ValueError(
-                f"The adapter holds '{name}' as it is (`modules_to_save`, or "
+                f"The adapter holds the whole weight '{name}' (`modules_to_save`, or "
                 f"embeddings of a changed vocabulary). {error}"
             ) from error
         if module in adapted or tensor not in ("weight", "bias"):
@@ -262,10 +262,10 @@ def _require_complete(
     for site in selection.also_trained:
         trained |= {f"{site.address}/{name}" for name in named_weights(site.layer)}
     for name in sorted(trained - set(state)):
-        raise ValueError(f"The adapter lacks what becomes '{name}' of the model.")
+        raise ValueError(f"The adapter has no tensor for '{name}' of the model.")
     for name in sorted(set(state) - trained):
         raise ValueError(
-            f"The adapter holds what becomes '{name}' of the model, but says bias="
+            f"The adapter holds a tensor for '{name}' of the model, but says bias="
             f"'{_PEFT_BIAS[config.train_bias]}'."
         )
 

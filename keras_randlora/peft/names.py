@@ -330,15 +330,15 @@ class ModuleNames:
         """
         if not _is_module(site.layer):
             raise ValueError(
-                f"'{site.path}' ({type(site.layer).__name__}) is no linear module and "
-                "has no place in a folder of PEFT's RandLora. Leave it out of "
+                f"'{site.path}' ({type(site.layer).__name__}) is not a linear module: "
+                "a folder of PEFT's RandLora has no place for it. Leave it out of "
                 "`targets` and `also_train`, or use `save_adapter`."
             )
         names = list(self._names(site))
         if not names:
             raise ValueError(
-                f"Layer '{site.path}' of {self.kind} has no module in transformers "
-                "that is known. "
+                f"Layer '{site.path}' of {self.kind} has no known module in "
+                "transformers. "
                 + (self._fusion_of_layer(site) or self._remedy("<module path>", site))
             )
         return names[0]
