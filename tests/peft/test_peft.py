@@ -722,7 +722,7 @@ SAVE_REFUSALS = {
     ),
     "no name": (
         dict(targets="head"),
-        "'head' of Functional has no known module .* Pass name_map={'head': '<module path>'",
+        "'head' of Functional has no known module .* name_map={'head': '<module path>'",
     ),
 }
 
