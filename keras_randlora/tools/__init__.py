@@ -1,8 +1,8 @@
 """Small helpers without knowledge of RandLoRA.
 
-In: arrays, paths, sequences, what users pass. Out: the same, reshaped, replaced whole,
-shown or checked. `keras_internals`, which rooms import as a module, is the one place
-that touches what Keras keeps to itself.
+In: arrays, paths, sequences, user input. Out: the same, reshaped, replaced atomically,
+shown or checked. `keras_internals`, which rooms import as a module, is the only place
+that uses private names of Keras.
 """
 
 from keras_randlora.tools import keras_internals
