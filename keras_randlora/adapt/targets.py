@@ -1,4 +1,4 @@
-"""From patterns to layers: which layers of a model are adapted or trained."""
+"""Selection of the layers to adapt or train, by patterns."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ DEFAULT_GROUP = "attention"
 
 
 class Selection(NamedTuple):
-    """What a configuration selects in a model, each in the model's order."""
+    """The layers that a configuration selects, in the model's order."""
 
     adapted: list[Site]
     also_trained: list[Site]
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
-        """The layers to adapt, or those that are."""
+        """The layers to adapt, or the adapted layers."""
         return [site.layer for site in self.adapted]
 
 
 def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
-    """Return the layers and weights that `config` adapts, and those it also trains.
+    """Return the layers and weights that `config` adapts or fully trains.
 
     Nothing in the model changes.
 
@@ -224,7 +224,7 @@ _GROUPS: dict[str, Callable[[keras.Model, list[Site]], list[Site]]] = {
 
 
 def _is_matrix(site: Site) -> bool:
-    """Whether a layer is linear in what it sees, and does not choose among experts."""
+    """Whether a layer is linear in its input, and not a router of experts."""
     if is_convolution(site.layer) and not is_of_patches(site.layer):
         return False
     return site.linear and not is_router(site.ancestors[-1], site.layer)
@@ -247,7 +247,7 @@ def require_built(model: keras.Model, linear: list[Site]) -> None:
     """Check that a model and its linear layers have their kernels.
 
     Raises:
-        ValueError: One has not.
+        ValueError: A kernel is missing.
     """
     waiting = [site for site in linear if not site.layer.built]
     if waiting or not model.built:
@@ -284,7 +284,7 @@ def _require_adaptable(site: Site) -> None:
 
 
 def _require_own_kernels(adapted: list[Site]) -> None:
-    """Refuse two layers of one kernel: merging would write both updates into it."""
+    """Refuse two layers with one kernel: merging would write both updates into it."""
     holders: dict[int, Site] = {}
     for site in adapted:
         kernel = keras_internals.kernel_variable(site.layer)

@@ -1,4 +1,4 @@
-"""Pictures of an analysis: PNG, SVG or PDF with matplotlib, HTML with plotly."""
+"""Plots of an analysis: PNG, SVG or PDF with matplotlib, HTML with plotly."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _PICTURES = (".png", ".svg", ".pdf")
 def plot_spectra(
     spectra: Mapping[str, Any], path: str | os.PathLike[str], *, title: str = ""
 ) -> None:
-    """Draw singular values against their number, one line for each name.
+    """Plot singular values against their index, one line for each name.
 
     Args:
         spectra: `{name: singular values}`, largest first, as `update_spectrum` returns
             them.
         path: A file ending in `.png`, `.svg` or `.pdf`.
-        title: Stands above the picture.
+        title: The title of the plot.
 
     Raises:
-        ValueError: The file ends otherwise, or there is nothing to draw.
+        ValueError: The file has another suffix, or there is nothing to plot.
         ImportError: matplotlib is not installed.
 
     Example:
@@ -57,16 +57,16 @@ def plot_cka(
     *,
     title: str = "",
 ) -> None:
-    """Draw the likeness of activations layer by layer, one line for each name.
+    """Plot the CKA of activations by layer, one line for each name.
 
     Args:
         series: `{name: {layer: cka}}`, the same layers in each, as `layer_cka` returns
             them.
         path: A file ending in `.png`, `.svg` or `.pdf`.
-        title: Stands above the picture.
+        title: The title of the plot.
 
     Raises:
-        ValueError: The file ends otherwise, or the layers differ.
+        ValueError: The file has another suffix, or the layers differ.
         ImportError: matplotlib is not installed.
 
     Example:
@@ -94,16 +94,16 @@ def plot_cka(
 def plot_loss_plane(
     plane: LossPlane, path: str | os.PathLike[str], *, title: str = ""
 ) -> None:
-    """Draw the loss on a plane with its three models.
+    """Plot the loss on a plane with its three models.
 
     Args:
-        plane: What `loss_plane` returned.
-        path: `.png`, `.svg` or `.pdf`: contour lines. `.html`: a page on which the
-            surface can be turned, which needs no network.
-        title: Stands above the picture.
+        plane: The result of `loss_plane`.
+        path: `.png`, `.svg` or `.pdf`: contour lines. `.html`: a page with an
+            interactive surface, which needs no network.
+        title: The title of the plot.
 
     Raises:
-        ValueError: The file ends otherwise.
+        ValueError: The file has another suffix.
         ImportError: matplotlib, or plotly for a page, is not installed.
 
     Example:
