@@ -32,7 +32,7 @@ def digits_file(tmp_path):
 def pictures(count, side=8):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (count, side, side, 3)).astype("uint8")
-    return data.Pictures(pixels, np.arange(count, dtype="int32") % 10)
+    return data.Images(pixels, np.arange(count, dtype="int32") % 10)
 
 
 # Data.
