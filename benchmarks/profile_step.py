@@ -49,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             threads=options.threads,
         )
         profiles[method] = profile(case, options.steps)
-        print(method, f"{sum(profiles[method].values()):.0f} ms a step", flush=True)
+        print(method, f"{sum(profiles[method].values()):.0f} ms per step", flush=True)
     settings = command_line.settings(options)
     result = results.new("profile", settings)
     rows = compared(profiles)
-    result["cases"].append({"heading": f"{describe(case)}, ms a step", "rows": rows})
+    result["cases"].append({"heading": f"{describe(case)}, ms per step", "rows": rows})
     results.write(result, options.out, "Milliseconds of a step by operation")
     return results.show(result, options.out)
 
