@@ -94,7 +94,7 @@ def find_checkpoint(options: argparse.Namespace) -> Path | None:
         raise UserError(f"--resume: there is no checkpoint in {options.output_dir}.")
     if found and not options.resume:
         raise UserError(
-            f"{found[-1]} is of a run that was interrupted: pass --resume to go on, or "
+            f"{found[-1]} is of an interrupted run: pass --resume to continue it, or "
             "another --output_dir."
         )
     return found[-1] if found else None

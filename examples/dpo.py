@@ -88,7 +88,7 @@ class Preferences(keras.Model):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train an adapter and save it; return 0, or 2 where an option is wrong."""
     parser = option_parser(__doc__)
-    parser.add_argument("--data", type=Path, help="pairs; default: four of courtesy")
+    parser.add_argument("--data", type=Path, help="pairs; default: four on courtesy")
     parser.add_argument("--beta", type=positive(float), default=0.1, help="see above")
     options = parser.parse_args(arguments)
     return exit_status("dpo.py", lambda: run(options))

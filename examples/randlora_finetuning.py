@@ -157,7 +157,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     names = ", ".join(LANGUAGE_MODELS)
     add("--backend", choices=BACKENDS, default="jax", help="what Keras runs on")
-    add("--device", choices=("cpu", "gpu"), help="default: a GPU where there is one")
+    add("--device", choices=("cpu", "gpu"), help="default: a GPU if there is one")
     add(
         "--base_model",
         default="smollm2",
@@ -169,38 +169,36 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="Alpaca records (.json, .jsonl) or plain text; default: Python's own help",
     )
     add("--output_dir", type=Path, default=Path("randlora-output"), help="results")
-    add("--batch_size", type=positive(int), default=4, help="rows of a step")
+    add("--batch_size", type=positive(int), default=4, help="rows per step")
     add(
         "--gradient_accumulation_steps",
         type=positive(int),
         default=1,
-        help="passes that a step's rows are divided into: less memory, the same steps",
+        help="passes per step: less memory, the same steps",
     )
-    add("--num_epochs", type=positive(float), default=1, help="times to read the data")
-    add(
-        "--max_steps", type=positive(int), help="stop after so many steps at the latest"
-    )
-    add("--learning_rate", type=positive(float), default=3e-4, help="highest rate")
-    add("--cutoff_len", type=positive(int), default=256, help="tokens of a row")
+    add("--num_epochs", type=positive(float), default=1, help="number of epochs")
+    add("--max_steps", type=positive(int), help="maximum number of steps")
+    add("--learning_rate", type=positive(float), default=3e-4, help="peak value")
+    add("--cutoff_len", type=positive(int), default=256, help="tokens per row")
     add(
         "--val_set_size",
         type=count_or_fraction,
         default=64,
-        help="records kept for validation: a count, or a fraction below 1; 0 for none",
+        help="records for validation: a count, or a fraction below 1; 0 for none",
     )
     add("--eval_step", type=positive(int), default=50, help="steps between validations")
-    add("--save_step", type=positive(int), default=100, help="and between checkpoints")
+    add("--save_step", type=positive(int), default=100, help="steps per checkpoint")
     add(
         "--patience",
         type=positive(int),
-        help="stop after so many validations without a new lowest loss",
+        help="validations without a lower loss before early stopping",
     )
     add("--rank", type=positive(int), default=32, help="rank of each basis")
     add("--randlora_alpha", type=positive(float), help="default: 20 times the rank")
     add("--randlora_dropout", type=float, default=0.0, help="on the adapter's input")
     add(
         "--randlora_target_modules",
-        help="names, globs, attention, mlp, all-linear, with commas between them; "
+        help="names, globs, attention, mlp, all-linear, separated by commas; "
         "default: the model's own choice",
     )
     bases = parser.add_mutually_exclusive_group()
@@ -220,10 +218,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         nargs="?",
         choices=("int8", "int4"),
         const="int4",
-        help="hold the frozen kernels in 8 or 4 bits",
+        help="quantize the frozen kernels to 8 or 4 bits",
     )
     add("--seed", type=int, default=0, help="of the bases and the order of the rows")
-    add("--resume", action="store_true", help="go on from the last checkpoint")
+    add("--resume", action="store_true", help="resume from the last checkpoint")
     add("--merge_to", type=Path, help="also write the merged model: folder or .keras")
     add("--tensorboard", type=Path, metavar="DIR", help="log for TensorBoard")
     add(

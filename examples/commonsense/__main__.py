@@ -129,14 +129,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     commands = parser.add_subparsers(metavar="train|tables", required=True)
     command = commands.add_parser(
         "train",
-        help="run what is not in the file yet",
+        help="run what the file does not hold yet",
         formatter_class=DefaultsHelp,
     )
     command.set_defaults(command=train)
     add = command.add_argument
     names = ", ".join(LANGUAGE_MODELS)
-    add("--preset", default="smollm2", help=f"{names}, or what keras-hub loads")
-    add("--data", type=Path, required=True, help="folder with commonsense/*.json in it")
+    add("--preset", default="smollm2", help=f"{names}, or a preset of keras-hub")
+    add("--data", type=Path, required=True, help="folder with commonsense/*.json")
     add("--backend", choices=BACKENDS, default="jax", help="what Keras runs on")
     add(
         "--methods",
@@ -146,15 +146,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add("--seeds", type=positive(int), default=3, help="runs of each method")
     add("--steps", type=positive(int), default=48, help="optimizer steps")
-    add("--batch-size", type=positive(int), default=4, help="questions of a step")
-    add("--cutoff", type=positive(int), default=160, help="tokens of a question")
+    add("--batch-size", type=positive(int), default=4, help="questions per step")
+    add("--cutoff", type=positive(int), default=160, help="tokens per question")
     add(
         "--train-examples",
         type=count,
         default=192,
-        help="as many of each training file as can be; 0: all",
+        help="divided equally among the training files; 0: all",
     )
-    add("--test-examples", type=count, default=40, help="of each task; 0: all")
+    add("--test-examples", type=count, default=40, help="per task; 0: all")
     add("--generate-examples", type=count, default=8, help="of these; 0: none")
     add(
         "--learning-rate",
@@ -162,7 +162,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         type=method_and_rate,
         default=[],
         metavar="METHOD=RATE",
-        help="of a method, or of all whose names begin so; default: "
+        help="of a method, or of all methods whose name begins like this; default: "
         + ", ".join(f"{name}={rate:g}" for name, rate in LEARNING_RATES.items()),
     )
     add(

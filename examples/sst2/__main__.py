@@ -118,7 +118,7 @@ def options_of(given: argparse.Namespace) -> Options:
 
 
 def run_all(given: argparse.Namespace) -> None:
-    """Run what is not in the file yet."""
+    """Run what the file does not hold yet."""
     plans = planned(given.experiment, options_of(given), runs.read(given.out))
     part, parts = given.shard
     plans = plans[part - 1 :: parts]

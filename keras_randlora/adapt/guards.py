@@ -92,7 +92,7 @@ def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             if name == _MAKERS[0]:
                 _before_training(self)
         if name == _MAKERS[0]:
-            _part_averages(self)
+            _separate_averages(self)
         return method(self, *args, **kwargs)
 
     make.guarded = True  # type: ignore[attr-defined]
@@ -122,7 +122,7 @@ def _before_training(model: keras.Model) -> None:
         warn_of_unsaved(model, state.variables().values())
 
 
-def _part_averages(model: keras.Model) -> None:
+def _separate_averages(model: keras.Model) -> None:
     """Give averages their own arrays."""
     shared = shared_averages(model)
     if shared and _adapted_layers(model):

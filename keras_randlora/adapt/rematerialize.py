@@ -52,7 +52,7 @@ def rematerialize(model: keras.Model, enabled: bool = True) -> list[str]:
             "'transformer_layer_0', to rematerialize."
         )
     for site in blocks:
-        again = functools.partial(_again, site.layer) if enabled else None
+        again = functools.partial(_checkpointed, site.layer) if enabled else None
         keras_internals.set_rematerialized(site.layer, again)
     return [site.path for site in blocks]
 
@@ -67,7 +67,7 @@ def _is_block(site: Site) -> bool:
     )
 
 
-def _again(
+def _checkpointed(
     layer: keras.layers.Layer, call: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Callable[..., Any]:
     """Return `call` with activation checkpointing; Keras passes the arguments."""

@@ -45,7 +45,7 @@ def base_of(model: keras.Model, adapted: Sequence[Site]) -> Base:
         kind=kind_name(backbone),
         parameters=parameter_count([backbone, *(s.layer for s in sites(backbone))]),
         held=first.quantization_mode or dtype,
-        kernels={site.address: _numbers(site.layer) for site in adapted},
+        kernels={site.address: _sample(site.layer) for site in adapted},
     )
 
 
@@ -57,8 +57,8 @@ def warn_of_another_base(
     rounding = max(_ROUNDING.get(held, _EXACT) for held in (ours.held, base.held))
     others = [
         address
-        for address, numbers in ours.kernels.items()
-        if not _alike(numbers, base.kernels.get(address, numbers), rounding)
+        for address, sample in ours.kernels.items()
+        if not _alike(sample, base.kernels.get(address, sample), rounding)
     ]
     if others:
         warnings.warn(
@@ -72,7 +72,7 @@ def warn_of_another_base(
         )
 
 
-def _numbers(layer: keras.layers.Layer) -> list[float]:
+def _sample(layer: keras.layers.Layer) -> list[float]:
     """Return four entries of the first row of a kernel, and the row's size."""
     if layer.quantization_mode is None:
         kernel = keras_internals.kernel_variable(layer).value
