@@ -114,12 +114,27 @@ def _before_training(model: keras.Model) -> None:
     warn_of_large_steps(model, adapted[0].options)
     for layer in keras_internals.layers_below(model):
         pass_gradients(layer)
+    if keras.backend.backend() == "tensorflow":
+        _build_optimizer(model)
     try:
         state = find_state(model)
     except ValueError:  # layers of different options: there is no file for the whole
         return
     if state is not None and state.block is None:
         warn_of_unsaved(model, state.variables().values())
+
+
+def _build_optimizer(model: keras.Model) -> None:
+    """Create the optimizer's variables before TensorFlow traces the first step.
+
+    Keras creates them within that step, and TensorFlow traces a function that creates
+    variables twice (`keras/src/backend/tensorflow/trainer.py`).
+    """
+    optimizer = model.optimizer
+    built = all(layer.built for layer in keras_internals.layers_below(model))
+    if optimizer is not None and not optimizer.built and built:
+        with model.distribute_strategy.scope():
+            optimizer.build(model.trainable_variables)
 
 
 def _separate_averages(model: keras.Model) -> None:
