@@ -64,6 +64,7 @@ class SparseOperator:
     by_row: SignedRows
     by_column: SignedRows
     dtype = "float32"
+    in_strips = False
 
     @classmethod
     def of_entries(cls, entries: Array) -> SparseOperator:
