@@ -1,6 +1,6 @@
 """The basis B as an operator: the products that a layer takes with it.
 
-A dense B is multiplied as a matrix, one of very many zeros perhaps as in `sparse.py`.
+A dense B is multiplied as a matrix, a very sparse one perhaps as in `sparse.py`.
 The Kronecker basis is the leading part of `left ⊗ right` and is never formed: with the
 block size p, a product with a matrix of k columns takes `2·n·r·k·(p + l/p)` operations
 instead of `2·l·n·r·k`.
@@ -21,7 +21,7 @@ BLOCK = 64  # side of the right Kronecker factor: near √l for common kernels
 
 
 class Operator(Protocol):
-    """B `(l, n * r)` as what a layer asks of it.
+    """Interface of B `(l, n * r)`.
 
     Attributes:
         in_strips: Whether a product with few columns takes no longer for each.

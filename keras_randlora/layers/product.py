@@ -1,7 +1,7 @@
 """The product of a layer's input with its adapted kernel, and its gradient.
 
-Two ways give the same result. With T tokens, a kernel of sides l and s and
-n·r ≈ s, counted in multiply-adds ×2:
+The update is computed in one of two ways, with equal results. With T tokens, a kernel
+of sides l and s and n·r ≈ s, counted in multiply-adds ×2:
 
 | way | extra operations over the frozen layer, forward + backward |
 |---|---|
@@ -54,7 +54,7 @@ class AdaptedProduct:
 
     Attributes:
         layout: How the layer's kernel is read as a matrix.
-        kernel: How the frozen kernel is held.
+        kernel: Storage of the frozen kernel.
         shape: Sizes of the update.
         bank: Owner of the bases.
         scale: `alpha / rank`.
@@ -92,11 +92,11 @@ class AdaptedProduct:
 
     @property
     def factor(self) -> float:
-        """What the product of the bases is multiplied by."""
+        """Scale of the product of the bases."""
         return self.scale * self.bank.pair_scale
 
     def takes_sparse(self, inputs: Array) -> bool:
-        """Return whether a plain layer would multiply this sparse input as it is."""
+        """Return whether a plain layer accepts this sparse input."""
         in_floats = not isinstance(self.kernel, QuantizedKernel)
         return self.layout.is_matmul and in_floats and len(inputs.shape) == 2
 
@@ -185,7 +185,7 @@ class AdaptedProduct:
         return with_gradient(forward, backward, trained=1)(inputs, *held)
 
     def with_kernel(self, inputs: Array, kernel: Array) -> Array:
-        """Return the product of the inputs with a kernel that is there."""
+        """Return the product of the inputs with a given kernel."""
         seen = self.kernel.seen(inputs)
         return self.layout.apply(seen, cast(kernel, _dtype(inputs)))
 

@@ -1,4 +1,4 @@
-"""The formula of the update, its gradient, kernels as matrices, the owner of the bases.
+"""Formula, gradients, kernel layouts, and the bank of bases.
 
 In: λ, γ, and the shape or equation of a kernel. Out: the update of that kernel, and
 the gradients of λ and γ.

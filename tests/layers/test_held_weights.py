@@ -317,8 +317,8 @@ REFUSED = {
     ),
     "too few words": (
         dict(targets="*/up", weight_axes={"*/up": "in out"}),
-        "Weight 'mixture/experts/up' cannot be adapted. Axes are described by one word "
-        "for each. Received: axes='in out' for a weight of shape (3, 6, 10).",
+        "Weight 'mixture/experts/up' cannot be adapted. Give one word for each axis. "
+        "Received: axes='in out' for a weight of shape (3, 6, 10).",
     ),
     "another word": (
         dict(targets="*/up", weight_axes={"*/up": "expert in out"}),
