@@ -123,7 +123,7 @@ class KernelLayout:
 
     def _axes(self, input_ndim: int) -> _Axes:
         if self.equation is None:
-            raise ValueError("This kernel is only read: its layer computes the product.")
+            raise ValueError("This kernel is only read; its layer multiplies by it.")
         key = self.equation, input_ndim
         axes = _RESOLVED.get(key)
         if axes is None:
