@@ -38,6 +38,7 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.files.base import Base, base_of, warn_of_another_base
+from keras_randlora.files.hub import HubAddress, fetched_file
 from keras_randlora.files.moments import Moment
 from keras_randlora.files.weights import check_adapter, get_adapter, set_adapter
 from keras_randlora.layers import kernel_shape, stable_names
@@ -148,7 +149,8 @@ def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
 
     Args:
         model: A built model with the base weights that the adapter was trained on.
-        path: A file of `save_adapter`, from any backend.
+        path: A file of `save_adapter`, from any backend; or its address on a hub, such
+            as `"hf://user/name"` (see `files.hub`).
 
     Returns:
         A `Report` of the adapted layers and the counts.
@@ -158,6 +160,8 @@ def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
             another model or other options, or holds non-finite values. The model
             is unchanged.
         FileNotFoundError: There is no such file.
+        PermissionError: The account may not read it on the hub.
+        ConnectionError: It is not in the local cache, and the hub cannot be reached.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -224,7 +228,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
         ValueError: The file is damaged, or of another kind or version.
         FileNotFoundError: There is no such file.
     """
-    path = local_path(path)
+    path = fetched_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no adapter file '{path}'.")
     try:
@@ -407,6 +411,12 @@ def checked_suffix(path: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: It does not end in `.safetensors`.
     """
+    if HubAddress.parsed(os.fspath(path)) is not None:
+        raise ValueError(
+            "Adapters are saved to a local file first: `save_adapter(model, "
+            f"'adapter.safetensors')`, then `upload_adapter('{path}', "
+            "'adapter.safetensors')`."
+        )
     path = local_path(path)
     if path.suffix != ".safetensors":
         raise ValueError(

@@ -24,7 +24,12 @@ from keras_randlora.adapt import (
     warn_of_unsaved,
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig, TrainBias
-from keras_randlora.files import check_adapter, get_adapter, set_adapter
+from keras_randlora.files import (
+    check_adapter,
+    fetched_folder,
+    get_adapter,
+    set_adapter,
+)
 from keras_randlora.layers import layout_of, named_weights
 from keras_randlora.peft.folder import (
     PeftFolder,
@@ -60,7 +65,8 @@ def load(
     Args:
         model: A plain keras-hub backbone or task with the same base weights.
         directory: A folder with `adapter_config.json` and
-            `adapter_model.safetensors`.
+            `adapter_model.safetensors`, or its address on a hub, such as
+            `"hf://user/name"` (see `files.hub`).
         name_map: Paths of modules in transformers by layer path, for layers that
             `keras_randlora.peft.names` has no table for.
 
@@ -89,7 +95,7 @@ def load(
     12
     """
     require_plain(model)
-    folder = read_folder(local_path(directory))
+    folder = read_folder(fetched_folder(directory))
     names = ModuleNames(model, name_map)
     adapted = names.sites(folder.factors)
     state = {
