@@ -33,6 +33,9 @@ STRIP_OF_UPDATE = 2**18
 STRIP_OF_GRADIENT = 2**20
 FEWEST_ENTRIES = 2**20
 FEWEST_COLUMNS = 32
+# XLA runs the body of a loop on fewer threads than a large product: strips pay for
+# kernels whose smaller side is at least this.
+SMALLEST_COMPILED_SIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -243,6 +246,9 @@ def _pays(update: Update) -> bool:
     """Return whether strips are faster than all at once."""
     shape = update.shape
     if not update.basis_b.in_strips or shape.entries < FEWEST_ENTRIES:
+        return False
+    compiled = keras.backend.backend() != "torch"
+    if compiled and shape.batch is None and shape.smaller < SMALLEST_COMPILED_SIDE:
         return False
     sharded = isinstance(
         keras.distribution.distribution(), keras.distribution.ModelParallel
