@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 
@@ -15,9 +15,11 @@ from keras_randlora.adapt.compiled import (
     renew_optimizers,
 )
 from keras_randlora.adapt.diagnostics import require_finite_updates, warn_of_zero_update
+from keras_randlora.adapt.sites import Site
 from keras_randlora.adapt.state import (
     HALF_MERGED,
     MERGED,
+    AdaptedState,
     adapted_state,
     forget,
     in_block,
@@ -25,12 +27,12 @@ from keras_randlora.adapt.state import (
 )
 from keras_randlora.layers import (
     RandLoRALayer,
-    held_arrays,
     hold,
+    kept,
     restore_float,
     write_kernel,
 )
-from keras_randlora.tools import is_traced, shown
+from keras_randlora.tools import hosts_of, is_traced, shown
 
 
 def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
@@ -40,7 +42,9 @@ def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
     compiled; its optimizer starts anew if it is fitted again.
 
     Layer after layer is merged and made plain. After an interruption the model
-    computes the same as ever, and a second call merges the rest.
+    computes the same as ever, and a second call merges the rest. A kernel that is
+    divided over devices or hosts is merged in its parts, none of them gathered; every
+    process calls.
 
     Args:
         model: An adapted model.
@@ -51,6 +55,8 @@ def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
     Raises:
         ValueError: The model is not adapted, or a kernel would not be finite. The
             model is unchanged.
+        RuntimeError: Not all processes that hold the model called, or it failed in
+            another one.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -66,7 +72,15 @@ def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
     """
     state = adapted_state(model, half_merged=True)
     left = [s for s in state.selection.adapted if isinstance(s.layer, RandLoRALayer)]
-    warn_of_zero_update(model, left)
+    with hosts_of(model.variables).together("merge_randlora"):
+        warn_of_zero_update(model, left)
+        _merge_all(model, state, left, dequantize)
+
+
+def _merge_all(
+    model: keras.Model, state: AdaptedState, left: Sequence[Site], dequantize: bool
+) -> None:
+    """Merge the layers that are left, then forget the adaptation."""
     require_finite_updates(left)
     layers = state.selection.layers
     models = models_holding(model, layers)
@@ -87,12 +101,14 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
     """Run with merged kernels and plain layers, then restore everything exactly.
 
     For the time of the block the model computes at the speed of the base model
-    and can be exported. Needs host memory for a copy of the adapted kernels. Quantized
-    kernels hold the update quantized again as they were.
+    and can be exported. Needs host memory for a copy of the adapted kernels, of those
+    that are divided over hosts for this host's parts. Quantized kernels hold the update
+    quantized again as they were.
 
     Raises:
         ValueError: The model is not adapted, or a kernel would not be finite.
-        RuntimeError: A compiler traces the call: kernels cannot be written there.
+        RuntimeError: A compiler traces the call: kernels cannot be written there; or
+            not all processes that hold the model called.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -105,14 +121,15 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
     _require_untraced()
     state = adapted_state(model)
     layers = state.selection.layers
-    require_finite_updates(state.selection.adapted)
+    with hosts_of(model.variables).together("merged"):
+        require_finite_updates(state.selection.adapted)
     models = models_holding(model, layers)
     functions = compiled_functions(models)
     with contextlib.ExitStack() as undo:
         undo.callback(put_back, functions)
         undo.callback(follow_changes, models, layers)
         for layer in shown(layers, "Merging", "layer"):
-            undo.callback(hold, layer, held_arrays(layer))
+            undo.callback(hold, layer, kept(layer))
             undo.callback(layer.reattach, layer.attachment())
             kernel = layer.merged_kernel()
             layer.detach()
@@ -130,7 +147,7 @@ def _merge(layer: RandLoRALayer, dequantize: bool) -> None:
         restore_float(layer, kernel)
         return
     with contextlib.ExitStack() as undo:
-        undo.callback(hold, layer, held_arrays(layer))
+        undo.callback(hold, layer, kept(layer))
         undo.callback(layer.reattach, layer.attachment())
         layer.detach()
         write_kernel(layer, kernel)

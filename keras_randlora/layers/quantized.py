@@ -25,7 +25,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_randlora.tools import cast, keras_internals, reshape, to_numpy, with_rows
+from keras_randlora.tools import (
+    Parts,
+    assign,
+    cast,
+    copy_of,
+    keras_internals,
+    reshape,
+    to_numpy,
+    with_rows,
+)
 
 Array = Any
 SUPPORTED_MODES = (None, "int8", "int4")
@@ -181,18 +190,24 @@ def widened(tensor: Array, dtype: Any) -> Array:
 
 def held_arrays(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
     """Return a copy of what holds the kernel, by the name of the layer's attribute."""
-    frozen = frozen_kernel(layer)
-    return {
-        name: np.array(to_numpy(variable))
-        for name, variable in zip(frozen.names, frozen.variables(layer), strict=True)
-    }
+    return {name: np.array(to_numpy(v)) for name, v in _holding(layer).items()}
+
+
+def kept(layer: keras.layers.Layer) -> dict[str, np.ndarray | Parts]:
+    """Return a copy of what holds the kernel for `hold`, gathered from no device."""
+    return {name: copy_of(variable) for name, variable in _holding(layer).items()}
 
 
 def hold(layer: keras.layers.Layer, arrays: Mapping[str, Array]) -> None:
-    """Assign what `held_arrays` returned."""
+    """Assign what `held_arrays` or `kept` returned, or tensors."""
+    for name, variable in _holding(layer).items():
+        assign(variable, arrays[name])
+
+
+def _holding(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """Return the variables that hold the kernel, by the name of the attribute."""
     frozen = frozen_kernel(layer)
-    for name, variable in zip(frozen.names, frozen.variables(layer), strict=True):
-        variable.assign(arrays[name])
+    return dict(zip(frozen.names, frozen.variables(layer), strict=True))
 
 
 def write_kernel(layer: keras.layers.Layer, kernel: Array) -> None:
@@ -204,7 +219,10 @@ def write_kernel(layer: keras.layers.Layer, kernel: Array) -> None:
     """
     if layer.quantization_mode is None:
         variable = keras_internals.kernel_variable(layer)
-        variable.assign(ops.cast(kernel, variable.dtype))
+        if isinstance(kernel, np.ndarray):
+            assign(variable, kernel)
+        else:
+            variable.assign(ops.cast(kernel, variable.dtype))
     else:
         hold(layer, held_arrays(quantized_alike(layer, kernel)))
 
