@@ -19,10 +19,11 @@ from keras_randlora.adapt.diagnostics import warn_of_large_steps, warn_of_unsave
 from keras_randlora.adapt.state import find_state
 from keras_randlora.adapt.state_trees import restore_tree
 from keras_randlora.layers import RandLoRALayer, is_factor, pass_gradients
-from keras_randlora.tools import keras_internals
+from keras_randlora.tools import hosts_of, keras_internals
 
 _ACTIONS: weakref.WeakKeyDictionary[keras.Model, Callable[[keras.Model], None]]
 _ACTIONS = weakref.WeakKeyDictionary()
+_WRITERS = ("save", "save_weights")
 _MAKERS = ("make_train_function", "make_test_function", "make_predict_function")
 
 
@@ -32,6 +33,10 @@ def install_guards() -> None:
         method = getattr(keras.Model, name)
         if not hasattr(method, "guarded"):
             setattr(keras.Model, name, _guarded_maker(name, method))
+    for name in _WRITERS:
+        method = getattr(keras.Model, name)
+        if not hasattr(method, "guarded"):
+            setattr(keras.Model, name, _guarded_writer(name, method))
     if not hasattr(keras.Model.set_state_tree, "guarded"):
         keras.Model.set_state_tree = _guarded_set_state_tree()
     keras_internals.check_before_quantizing(_refuse_to_quantize)
@@ -79,6 +84,27 @@ def _guarded_set_state_tree() -> Callable[..., None]:
 
     set_state_tree.guarded = True  # type: ignore[attr-defined]
     return set_state_tree
+
+
+def _guarded_writer(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that writes a model's weights, where one process has them."""
+
+    @functools.wraps(method)
+    def write(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        if _adapted_layers(self):
+            hosts = hosts_of(self.variables, divided=True)
+            if not hosts.alone:
+                raise ValueError(
+                    f"`{name}` of model '{self.name}' would read in one process what "
+                    f"is divided over {len(hosts.processes)}. Save the adapter with "
+                    "`save_adapter` and `save_optimizer`, the whole state with "
+                    "`keras.callbacks.OrbaxCheckpoint`, or the merged model with "
+                    "`export_merged`."
+                )
+        return method(self, *args, **kwargs)
+
+    write.guarded = True  # type: ignore[attr-defined]
+    return write
 
 
 def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 
 import keras
 
-from keras_randlora.tools import Hosts, is_divided, keras_internals, to_numpy
+from keras_randlora.tools import (
+    Hosts,
+    is_divided,
+    keras_internals,
+    to_numpy,
+    undistributed,
+)
 
 
 @contextlib.contextmanager
@@ -31,8 +37,5 @@ def gathered(model: keras.Model, hosts: Hosts) -> Iterator[None]:
                 whole = to_numpy(variable)
                 if hosts.writes:
                     undo.enter_context(keras_internals.held_as(variable, whole))
-        undo.callback(
-            keras.distribution.set_distribution, keras.distribution.distribution()
-        )
-        keras.distribution.set_distribution(None)
+        undo.enter_context(undistributed())
         yield

@@ -30,9 +30,11 @@ from keras_randlora.tools import (
     assign,
     cast,
     copy_of,
+    here,
     keras_internals,
     reshape,
     to_numpy,
+    undistributed,
     with_rows,
 )
 
@@ -237,13 +239,14 @@ def quantized_alike(layer: keras.layers.Layer, kernel: Array) -> keras.layers.La
     plain_class = getattr(layer, "plain_class", type(layer))
     config = plain_class.get_config(layer)
     config |= {"dtype": "float32", "quantization_config": None}
-    twin = plain_class.from_config(config)
-    twin.build_from_config(layer.get_build_config())
-    keras_internals.kernel_variable(twin).assign(kernel)
-    if layer.bias is not None:
-        twin.bias.assign(layer.bias)
-    with _quick_collection():
-        twin.quantize(layer.quantization_mode, config=_quantization_config(layer))
+    with undistributed():  # Keras reads the kernel whole
+        twin = plain_class.from_config(config)
+        twin.build_from_config(layer.get_build_config())
+        keras_internals.kernel_variable(twin).assign(here(kernel))
+        if layer.bias is not None:
+            twin.bias.assign(here(layer.bias))
+        with _quick_collection():
+            twin.quantize(layer.quantization_mode, config=_quantization_config(layer))
     return twin
 
 

@@ -28,7 +28,16 @@ from keras_randlora.tools.hosts import Hosts, hosts_of
 from keras_randlora.tools.markup import html_table
 from keras_randlora.tools.progress import shown
 from keras_randlora.tools.seeds import random_states, set_random_states
-from keras_randlora.tools.shards import Parts, assign, copy_of, is_divided, to_numpy
+from keras_randlora.tools.shards import (
+    Parts,
+    assign,
+    copy_of,
+    corners,
+    here,
+    is_divided,
+    to_numpy,
+    undistributed,
+)
 from keras_randlora.tools.sizes import bytes_of, in_words, item_size
 from keras_randlora.tools.tracing import in_graph, is_traced, traced_apart
 
@@ -39,7 +48,9 @@ __all__ = [
     "bytes_of",
     "cast",
     "copy_of",
+    "corners",
     "finite_number",
+    "here",
     "hosts_of",
     "html_table",
     "in_graph",
@@ -64,6 +75,7 @@ __all__ = [
     "traced_apart",
     "transpose",
     "uint32",
+    "undistributed",
     "with_rows",
     "write_atomically",
 ]

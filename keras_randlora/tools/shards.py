@@ -6,6 +6,8 @@ each host takes the parts that are its own: neither sends anything to another ho
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +71,59 @@ def to_numpy(tensor: Array) -> np.ndarray:
 
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(ops.convert_to_numpy(tensor))
+
+
+def here(tensor: Array) -> Array:
+    """Return a tensor or variable that this process computes with alone.
+
+    Itself, but for one that lies on other hosts too, which is brought into memory.
+    """
+    array = _array_of_jax(tensor)
+    if array is None or array.is_fully_addressable:
+        return tensor
+    return to_numpy(array)
+
+
+@contextlib.contextmanager
+def undistributed() -> Iterator[None]:
+    """Make variables within the block on this process's default device.
+
+    Under a distribution over several hosts all processes would have to make them.
+    """
+    former = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(former)
+
+
+def corners(
+    tensor: Array, shape: tuple[int, int]
+) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """Yield what this host has of the first rows and columns of a matrix.
+
+    Nothing is gathered: another host yields the rest.
+
+    Args:
+        tensor: A matrix.
+        shape: How many rows and columns.
+
+    Yields:
+        The place within the first rows and columns, and the entries there in float32.
+    """
+    array = _array_of_jax(tensor)
+    if array is None or array.is_fully_addressable or array.is_fully_replicated:
+        whole = tuple(slice(0, size) for size in shape)
+        yield whole, to_numpy(ops.cast(tensor[whole], "float32"))
+        return
+    for shard in array.addressable_shards:
+        (top, _), (left, _) = _place(shard.index, array.shape)
+        height, width = shape[0] - top, shape[1] - left
+        if height > 0 and width > 0:
+            found = np.asarray(shard.data[:height, :width]).astype("float32")
+            rows, columns = found.shape
+            yield (slice(top, top + rows), slice(left, left + columns)), found
 
 
 def copy_of(variable: keras.Variable) -> np.ndarray | Parts:
