@@ -7,6 +7,7 @@ a plain one is not: between the two nothing would be restored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -59,11 +60,40 @@ def restore_tree(
         _require_all(model, adapted, values, becomes_base)
     _assign(model, adapted, values)
     others = {name: part for name, part in tree.items() if name not in _WEIGHTS}
+    state = others.pop(_OPTIMIZER, None)
     if becomes_base:
         for layer in adapted:
             layer.randlora.reset()
-        others.pop(_OPTIMIZER, None)  # it belongs to other variables
+    elif state is not None:  # of a base it belongs to other variables
+        others[_OPTIMIZER] = _with_own_names(model, state)
     restore(model, others)
+
+
+def prepare_optimizer(model: keras.Model) -> None:
+    """Create the state of a compiled model's optimizer, where it has none yet.
+
+    Keras restores variables that are there only: a momentum that is not would begin
+    anew in silence.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if model.compiled and optimizer is not None and not optimizer.built:
+        optimizer.build(model.trainable_variables)
+
+
+def _with_own_names(model: keras.Model, state: Tree) -> Tree:
+    """Return an optimizer's state with the names of the model's.
+
+    Keras numbers optimizers by the order in which they are made: `adam`, `adam_1`.
+    """
+    prepare_optimizer(model)
+    optimizer = getattr(model, "optimizer", None)
+    own = {v.path.partition("/")[0] for v in optimizer.variables} if optimizer else {}
+    names = {_unnumbered(name): name for name in own}
+    return {names.get(_unnumbered(name), name): part for name, part in state.items()}
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
 
 
 def _flat(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
