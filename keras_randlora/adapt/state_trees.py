@@ -17,6 +17,7 @@ from keras_randlora.layers import RandLoRALayer, is_lambda
 
 _WEIGHTS = ("trainable_variables", "non_trainable_variables")
 _OPTIMIZER = "optimizer_variables"
+_SEED = re.compile(r"seed_generator(?:_(\d+))?/seed_generator_state$")
 
 Tree = Mapping[str, Any]
 
@@ -43,6 +44,7 @@ def restore_tree(
             weight of the model or has another shape. The model is unchanged.
     """
     values = {path: v for name in _WEIGHTS for path, v in _flat(tree.get(name, {}))}
+    values = _with_own_seeds(model, values)
     lambdas = [path for path in values if is_lambda(path)]
     if not adapted:
         if lambdas:
@@ -90,6 +92,24 @@ def _with_own_names(model: keras.Model, state: Tree) -> Tree:
     own = {v.path.partition("/")[0] for v in optimizer.variables} if optimizer else {}
     names = {_unnumbered(name): name for name in own}
     return {names.get(_unnumbered(name), name): part for name, part in state.items()}
+
+
+def _with_own_seeds(model: keras.Model, values: dict[str, Any]) -> dict[str, Any]:
+    """Return values by path, random generators with the numbers of the model's.
+
+    Keras numbers them too, in the order in which a process makes them.
+    """
+    own = sorted((v.path for v in model.variables if _SEED.search(v.path)), key=_number)
+    saved = sorted(filter(_SEED.search, values), key=_number)
+    if len(own) != len(saved):
+        return values
+    names = dict(zip(saved, own, strict=True))
+    return {names.get(path, path): value for path, value in values.items()}
+
+
+def _number(path: str) -> tuple[str, int]:
+    before, number, _ = _SEED.split(path)
+    return before, int(number or 0)
 
 
 def _unnumbered(name: str) -> str:

@@ -102,21 +102,23 @@ def export_merged(
     state = adapted_state(model)
     path = local_path(path)
     hosts = hosts_of(model.variables)
-    with hosts.together(f"export_merged to '{path}'"):
+    doing = f"export_merged to '{path}'"
+    with hosts.together(doing):  # what one process finds at the path is known to all
         warn_of_zero_update(model, state.selection.adapted)
         _check_request(model, path, format, overwrite or not hosts.writes)
         backend = FORMATS[format].writer
         if backend != keras.backend.backend():
             require_importable_classes(model, format, backend)
-        with (
-            _place(path, hosts) as place,
-            merged(model),
-            _plain(model, state),
-            complete_config(model),
-            gathered(model, hosts),
-        ):
-            if hosts.writes:
-                _write(model, place, format, speaker(format, verbose))
+    with (
+        hosts.together(doing),
+        _place(path, hosts) as place,
+        merged(model),
+        _plain(model, state),
+        complete_config(model),
+        gathered(model, hosts),
+    ):
+        if hosts.writes:
+            _write(model, place, format, speaker(format, verbose))
 
 
 @contextlib.contextmanager

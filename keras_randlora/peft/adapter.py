@@ -158,12 +158,13 @@ def save(
     ['adapter_config.json', 'adapter_model.safetensors']
     """
     directory = local_path(directory)
-    state = adapted_state(model)
-    names = ModuleNames(model, name_map, prefix)
-    hosts = hosts_of(model.variables)
-    with hosts.together(f"peft.save to '{directory}'"):
+    hosts, doing = hosts_of(model.variables), f"peft.save to '{directory}'"
+    with hosts.together(doing):  # what one process finds there is known to all
         if hosts.writes:
             require_free(directory, overwrite)
+    state = adapted_state(model)
+    names = ModuleNames(model, name_map, prefix)
+    with hosts.together(doing):
         options = {
             "base_model_name_or_path": base_model,
             "task_type": task_type,

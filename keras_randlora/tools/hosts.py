@@ -57,6 +57,9 @@ class Hosts:
     def together(self, doing: str) -> Iterator[None]:
         """Enter and leave a block with all processes, or with an error.
 
+        What can fail in one of them only comes last in a block: the others know of it
+        when they leave.
+
         Args:
             doing: The verb that each of them calls, for the error.
 
