@@ -19,7 +19,11 @@ from keras import ops
 from keras_randlora.adapt.compiled import note_compiled, shared_averages
 from keras_randlora.adapt.diagnostics import warn_of_large_steps, warn_of_unsaved
 from keras_randlora.adapt.state import find_state
-from keras_randlora.adapt.state_trees import prepare_optimizer, restore_tree
+from keras_randlora.adapt.state_trees import (
+    layouts_for_any_number,
+    prepare_optimizer,
+    restore_tree,
+)
 from keras_randlora.layers import RandLoRALayer, is_factor, pass_gradients
 from keras_randlora.tools import hosts_of, keras_internals
 
@@ -107,6 +111,7 @@ def _guarded_load_weights() -> Callable[..., None]:
         with contextlib.ExitStack() as undo:
             if os.path.isdir(filepath):
                 prepare_optimizer(self)
+                undo.enter_context(layouts_for_any_number(self))
                 if keras.distribution.distribution() is None:
                     anyhow = keras.distribution.DataParallel(auto_shard_dataset=False)
                     undo.enter_context(anyhow.scope())

@@ -7,6 +7,7 @@ a plain one is not: between the two nothing would be restored.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -69,6 +70,37 @@ def restore_tree(
     elif state is not None:  # of a base it belongs to other variables
         others[_OPTIMIZER] = _with_own_names(model, state)
     restore(model, others)
+
+
+class _AnyNumber(dict[str, Any]):
+    """Entries that are found under another number than Keras gave them here."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the entry, else the first one of that name but for the number."""
+        if name in self:
+            return self[name]
+        kind = _unnumbered(name)
+        alike = (value for key, value in self.items() if _unnumbered(key) == kind)
+        return next(alike, default)
+
+
+@contextlib.contextmanager
+def layouts_for_any_number(model: keras.Model) -> Iterator[None]:
+    """Let Keras find where a model's variables lie, whatever number a folder has.
+
+    Where it finds none, Orbax wants the devices that the folder was written from.
+    """
+    own = model.get_state_tree
+
+    def get_state_tree(*arguments: Any, **options: Any) -> Tree:
+        tree = own(*arguments, **options)
+        return {name: _AnyNumber(part) for name, part in tree.items()}
+
+    object.__setattr__(model, "get_state_tree", get_state_tree)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, "get_state_tree")
 
 
 def prepare_optimizer(model: keras.Model) -> None:
