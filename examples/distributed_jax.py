@@ -10,6 +10,7 @@ devices of a CPU. Over several hosts start the same command on each, with
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 os.environ["KERAS_BACKEND"] = "jax"
@@ -38,6 +39,9 @@ def main() -> keras.Model:
         action="store_true",
         help="join the other processes, as the cluster or KERAS_DISTRIBUTION_* says",
     )
+    parser.add_argument(
+        "--checkpoints", type=Path, help="Orbax folder to write to, and to resume from"
+    )
     arguments = parser.parse_args()
 
     # --8<-- [start:hosts]
@@ -54,13 +58,28 @@ def main() -> keras.Model:
     report = kr.enable_randlora(model, arguments.rank)
     model.compile(**loss_and_optimizer(arguments))
     windows = windows_for(arguments, tokenizer)
-    fit(model, *own_part(windows, arguments))
+    callbacks = checkpoints(model, arguments.checkpoints)
+    fit(model, *own_part(windows, arguments), callbacks)
     # Every process calls: what is divided is gathered, and one of them writes.
     kr.save_adapter(model, arguments.output)
     # --8<-- [end:model]
     if jax.process_index() == 0:
         print(report)
     return model
+
+
+# --8<-- [start:orbax]
+def checkpoints(model: keras.Model, folder: Path | None) -> list[Any]:
+    """Resume from an Orbax folder if it is there, and return what writes it."""
+    if folder is None:
+        return []
+    folder = folder.resolve()  # Orbax wants an absolute path
+    if folder.exists():
+        model.load_weights(folder)  # λ, γ, the base, the optimizer, random generators
+    return [keras.callbacks.OrbaxCheckpoint(folder)]
+
+
+# --8<-- [end:orbax]
 
 
 # --8<-- [start:part]
@@ -97,7 +116,7 @@ def distribution(model_parallel: int, layout: str) -> Any:
     )
     base_map = getattr(keras_hub.models, layout).get_layout_map(mesh)
     return keras.distribution.ModelParallel(
-        layout_map=kr.layout_map(base_map, shard_over="model"),
+        layout_map=kr.layout_map(base_map),
         batch_dim_name="batch",
         auto_shard_dataset=False,  # `own_part` gives each process its rows
     )

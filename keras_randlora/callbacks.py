@@ -168,22 +168,12 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         return found[-1] if found else None
 
     def _found(self) -> list[SavedAdapter]:
-        """Return the files that `path` names, the oldest first.
-
-        Over several hosts all go on from what the one that writes finds.
-        """
+        """Return the files that `path` names, or the process that writes finds."""
         hosts = hosts_of(self.model.variables) if self.model is not None else Hosts()
-        files = self._found_here() if hosts.writes else []
-        told = json.dumps([(str(file.path), file.moment) for file in files])
-        told = hosts.told("RandLoRACheckpoint", told)
-        return [SavedAdapter(Path(p), Moment(*m)) for p, m in json.loads(told)]
-
-    def _found_here(self) -> list[SavedAdapter]:
-        files = [
-            SavedAdapter(path, moment)
-            for path in matching(self.path)
-            if (moment := read_moment(path)) is not None
-        ]
+        paths = matching(self.path) if hosts.writes else ()
+        found = [(str(path), moment) for path in paths if (moment := read_moment(path))]
+        told = json.loads(hosts.told("RandLoRACheckpoint", json.dumps(found)))
+        files = [SavedAdapter(Path(path), Moment(*moment)) for path, moment in told]
         return sorted(files, key=lambda file: (file.moment.step, file.moment.epoch))
 
     def _look_back(self) -> None:
