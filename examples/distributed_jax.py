@@ -68,20 +68,6 @@ def main() -> keras.Model:
     return model
 
 
-# --8<-- [start:orbax]
-def checkpoints(model: keras.Model, folder: Path | None) -> list[Any]:
-    """Resume from an Orbax folder if it is there, and return what writes it."""
-    if folder is None:
-        return []
-    folder = folder.resolve()  # Orbax wants an absolute path
-    if folder.exists():
-        model.load_weights(folder)  # λ, γ, the base, the optimizer, random generators
-    return [keras.callbacks.OrbaxCheckpoint(folder)]
-
-
-# --8<-- [end:orbax]
-
-
 # --8<-- [start:part]
 def own_part(windows: Windows, arguments: argparse.Namespace) -> tuple[Windows, int]:
     """Return this process's windows of each batch, and how many they are.
@@ -104,6 +90,20 @@ def own_part(windows: Windows, arguments: argparse.Namespace) -> tuple[Windows, 
 
 
 # --8<-- [end:part]
+
+
+# --8<-- [start:orbax]
+def checkpoints(model: keras.Model, folder: Path | None) -> list[Any]:
+    """Resume from an Orbax folder if it is there, and return what writes it."""
+    if folder is None:
+        return []
+    folder = folder.resolve()  # Orbax wants an absolute path
+    if folder.exists():
+        model.load_weights(folder)  # λ, γ, the base, the optimizer, random generators
+    return [keras.callbacks.OrbaxCheckpoint(folder)]
+
+
+# --8<-- [end:orbax]
 
 
 # --8<-- [start:distribution]
