@@ -7,7 +7,7 @@ registered with `register_basis`.
 
 from keras_randlora.bases.distributions import Distribution
 from keras_randlora.bases.draws import seed_tensor
-from keras_randlora.bases.kinds import BasisKind, PairSize
+from keras_randlora.bases.kinds import BasisKind, EntrywiseBasis, PairSize
 from keras_randlora.bases.operators import (
     BLOCK,
     DenseOperator,
@@ -30,6 +30,7 @@ __all__ = [
     "BasisSpec",
     "DenseOperator",
     "Distribution",
+    "EntrywiseBasis",
     "KroneckerOperator",
     "Operator",
     "PairSize",

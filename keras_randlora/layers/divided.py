@@ -11,10 +11,16 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from keras_randlora.bases import BLOCK, DenseOperator, KroneckerOperator, Operator
+from keras_randlora.bases import (
+    BLOCK,
+    DenseOperator,
+    EntrywiseBasis,
+    KroneckerOperator,
+    Operator,
+)
 from keras_randlora.layers.quantized import widened
 from keras_randlora.tools import cast, keras_internals
 from keras_randlora.update import BasisBank, UpdateShape, kernel_update
@@ -58,7 +64,9 @@ def merger(layer: RandLoRALayer) -> tuple[Callable[..., Array], tuple[Array, ...
         def merged(kernel: Array, lambda_: Array, gamma: Array, *stored: Any) -> Array:
             matrix = layout.to_matrix(widened(kernel, dtype))
             basis_a, basis_b = reader.read(stored, shape, "float32")
-            columns = _Columns.of(basis_b, stored, shape)
+            entrywise = stored and isinstance(reader.spec.kind, EntrywiseBasis)
+            held = stored[1] if entrywise else None
+            columns = _Columns.of(basis_b, held, shape)
             if columns is None or shape.batch is not None:
                 update = (shape, lambda_, gamma, basis_a, basis_b, scale)
                 matrix = matrix + kernel_update(*update)
@@ -84,16 +92,22 @@ class _Columns(NamedTuple):
 
     @classmethod
     def of(
-        cls, basis_b: Operator, stored: Sequence[Array], shape: UpdateShape
+        cls, basis_b: Operator, held: Array | None, shape: UpdateShape
     ) -> _Columns | None:
-        """Return the columns of an operator, `None` where it only gives all."""
+        """Return the columns of an operator, `None` where it only gives all.
+
+        Args:
+            basis_b: B.
+            held: B as it is held, at least as large, if it is held by its entries.
+            shape: Sizes of the update.
+        """
         import jax
 
         cut = functools.partial(jax.lax.dynamic_slice_in_dim, axis=1)
         if isinstance(basis_b, DenseOperator):
             matrix = basis_b.matrix
-            if stored:  # as it is held: converted a few columns at a time
-                matrix = stored[1][: shape.larger, : shape.columns]
+            if held is not None:  # so that a few columns at a time are converted
+                matrix = held[: shape.larger, : shape.columns]
             return cls(
                 1, lambda first, count: cast(cut(matrix, first, count), "float32")
             )

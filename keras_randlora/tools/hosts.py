@@ -174,7 +174,8 @@ class Hosts:
             return self._listen(meeting)
         said = [text]
         for process in self.processes[1:]:
-            said.append(_heard(f"{meeting}/{process}"))
+            said.append(_heard(key := f"{meeting}/{process}"))
+            keras_internals.coordinator().key_value_delete(key)
         self._answer(meeting, said)
         return said
 
