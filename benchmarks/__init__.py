@@ -1,1 +1,1 @@
-"""How fast, how large: see README.md in this folder."""
+"""Benchmarks of speed and memory: see README.md in this folder."""

@@ -1,9 +1,8 @@
-"""Whether a cheaper basis trains as well: real models, real data, several seeds each.
+"""Held-out loss and accuracy by basis: real models, real data, several seeds each.
 
-Each run adapts all linear layers with another basis and another seed (of the bases, of
-a new head and of the order of the data). It is judged on held-out data by the mean
-negative log-likelihood, which tells more than the accuracy of few examples, and by
-accuracy.
+Each run adapts all linear layers with one basis and one seed (of the bases, of a new
+head and of the order of the data). The held-out loss, a mean negative log-likelihood,
+tells more than the accuracy on few examples.
 """
 
 import argparse
@@ -33,7 +32,7 @@ def parse_arguments(arguments=None):
 
 
 def run(name, basis, seed, args):
-    """Fine-tune once and return what was measured."""
+    """Fine-tune and return the measurements."""
     import keras
 
     import keras_randlora as kr
@@ -75,7 +74,7 @@ def run(name, basis, seed, args):
 
 
 def evaluate(task):
-    """Return the loss per learned token or example, and the accuracy."""
+    """Return the loss per target token or example, and the accuracy."""
     inputs, targets, weights = task.held_out
     results = task.model.evaluate(
         inputs,

@@ -1,4 +1,4 @@
-"""What one worker measures: a method of fine-tuning, on one model and backend."""
+"""Case of one worker: a method of fine-tuning, on one model and backend."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ ALL_LINEAR = "all-linear"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One method at work.
+    """One method on one model and backend.
 
     Attributes:
         backend: Keras's backend; `"torch"` for the methods of PEFT.
@@ -71,16 +71,16 @@ class RandLoRAMethod:
     basis_storage: str = "stored"
 
     def options(self) -> dict[str, Any]:
-        """Return them as `enable_randlora` takes them; ternary is 98 % zeros."""
+        """Return the options of `enable_randlora`; ternary has 98 % zeros."""
         sparsity = {"sparsity": 100} if self.basis == "ternary" else {}
         return {**dataclasses.asdict(self), **sparsity}
 
 
 def parse_method(name: str) -> str | RandLoRAMethod:
-    """Return what a method's name means.
+    """Parse a method's name.
 
-    `full`, `keras-lora`, `peft-lora`, `peft-randlora` stand for themselves;
-    `randlora-BASIS[-COMPUTE][-regenerated]` for ours.
+    `full`, `keras-lora`, `peft-lora`, `peft-randlora` are returned unchanged;
+    `randlora-BASIS[-COMPUTE][-regenerated]` as our options.
 
     Raises:
         ValueError: There is no such method.

@@ -1,4 +1,4 @@
-"""Command lines: what the commands have in common."""
+"""Common options of the benchmark commands."""
 
 import argparse
 from pathlib import Path
@@ -31,5 +31,5 @@ def parser(
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that say what was measured, as JSON holds them."""
+    """Return the options of the measurement, in JSON types."""
     return {name: value for name, value in vars(options).items() if name != "out"}

@@ -1,4 +1,4 @@
-"""Measures the life of PEFT's adapters on the same model, for `benchmarks.life_cycle`.
+"""Life cycle of PEFT's adapters on the same model, for `benchmarks.life_cycle`.
 
 PEFT's RandLora writes its bases with the adapter unless `save_projection=False`.
 """

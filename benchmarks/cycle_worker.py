@@ -1,10 +1,10 @@
-"""Measures the life of our adapter on one backend, for `benchmarks.life_cycle`."""
+"""Life cycle of our adapter on one backend, for `benchmarks.life_cycle`."""
 
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import keras_hub  # noqa: F401  (seconds that are no part of loading a model)
+import keras_hub  # noqa: F401  (its import must not count as loading a model)
 import numpy as np
 
 import keras_randlora as kr

@@ -7,8 +7,8 @@
 | `gemma4` | 2 blocks, 1,024 wide, inside 4,096, 8 heads | Keras LoRA, all linear |
 | `mixtral` | 1 layer, 512 wide, 8 experts of 1,792 | full fine-tuning of the experts |
 
-Each method runs in a process of its own, one after the other, in several rounds; a
-ratio is the median over the rounds.
+Each method runs in its own process, one after the other, in several rounds; a ratio is
+the median over the rounds.
 """
 
 import statistics
@@ -19,7 +19,7 @@ from benchmarks import command_line, results
 from benchmarks.cases import BACKENDS
 from benchmarks.processes import rows_of
 
-# The first of each is what the others are compared with.
+# The first of each is the reference for the others.
 METHODS = {
     "gemma4": ("keras-lora", "randlora-kronecker", "randlora-uniform"),
     "mixtral": ("full", "randlora-kronecker", "randlora-uniform", "peft-lora"),
@@ -27,7 +27,7 @@ METHODS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what the command line asks for; return 1 where something failed."""
+    """Run the measurement of the command line; return 1 if something failed."""
     options = parse(arguments)
     settings = command_line.settings(options)
     result = results.new("every_weight", settings)
@@ -88,7 +88,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     add("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     add("--lora-rank", type=int, default=16)
     add("--rounds", type=int, default=3)
-    add("--steps", type=int, default=5, help="of which the median counts")
+    add("--steps", type=int, default=5, help="repetitions; the median counts")
     options = parser.parse_args(arguments)
     options.tokens = {"gemma4": 1024, "mixtral": 2048}
     return options

@@ -1,4 +1,4 @@
-"""The process of one method of `benchmarks.every_weight`."""
+"""Worker process for one method of `benchmarks.every_weight`."""
 
 import statistics
 import time
@@ -18,7 +18,7 @@ MIXTRAL = dict(inner=1792, experts=8, heads=8, kv_heads=8, head_dim=64)
 
 
 def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the median time of a step, and how far memory rises."""
+    """Return the median time of a step, and the growth of memory."""
     open_ = peft_session if settings["method"] == "peft-lora" else keras_session
     memory = HostMemory()
     step, trainable = open_(settings)
@@ -43,7 +43,7 @@ def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def keras_session(settings: dict[str, Any]) -> tuple[Callable[[], Any], int]:
-    """Return a training step of a keras-hub backbone, and what it trains."""
+    """Return a training step of a keras-hub backbone, and its trainable parameters."""
     import keras
 
     import keras_randlora as kr
@@ -71,7 +71,7 @@ def keras_session(settings: dict[str, Any]) -> tuple[Callable[[], Any], int]:
 
 
 def gemma4() -> Any:
-    """Return two blocks of a Gemma 4 with few words."""
+    """Return two blocks of a Gemma 4 with a small vocabulary."""
     import keras_hub
 
     return keras_hub.models.Gemma4Backbone(
@@ -88,7 +88,7 @@ def gemma4() -> Any:
 
 
 def mixtral() -> Any:
-    """Return one block of a Mixtral with few words."""
+    """Return one block of a Mixtral with a small vocabulary."""
     import keras_hub
 
     return keras_hub.models.MixtralBackbone(
@@ -106,7 +106,7 @@ BACKBONES = {"gemma4": gemma4, "mixtral": mixtral}
 
 
 def batch(settings: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return one sequence of tokens, and hidden states to be near to."""
+    """Return one sequence of tokens, and target hidden states."""
     rng, tokens = np.random.default_rng(0), settings["tokens"]
     ids = rng.integers(1, VOCABULARY, (1, tokens)).astype("int32")
     wanted = rng.standard_normal((1, tokens, WIDTH[settings["model"]]))

@@ -1,4 +1,4 @@
-"""Measures one export of SmolLM2 on one backend, for `benchmarks.exports`."""
+"""Worker process for one export of SmolLM2, for `benchmarks.exports`."""
 
 import tempfile
 import threading
@@ -36,10 +36,10 @@ def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class Children(threading.Thread):
-    """Watches the memory of this process and those that it starts.
+    """Samples the memory of this process and its children.
 
     Attributes:
-        peak: The most bytes that all of them held together.
+        peak: The peak of their total resident bytes.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Children(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Look ten times a second."""
+        """Sample ten times a second."""
         while not self._done.is_set():
             self.peak = max(self.peak, family_bytes())
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Seconds, bytes and peak memory of `export_merged`, format by format.
+"""Seconds, bytes and peak memory of `export_merged`, by format.
 
 python -m benchmarks.exports --backends tensorflow --formats onnx litert
 """
@@ -15,7 +15,7 @@ from benchmarks.processes import rows_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what the command line asks for; return 1 where something failed."""
+    """Run the measurement of the command line; return 1 if something failed."""
     options = parse(arguments)
     settings = command_line.settings(options)
     result = results.new("life_cycle", settings)

@@ -1,4 +1,4 @@
-"""Measures single layers on one backend, for `benchmarks.single_layer`.
+"""Worker process for single layers on one backend, for `benchmarks.single_layer`.
 
 All methods of a layer live in this one process and step in turn.
 """
@@ -77,7 +77,7 @@ def tensors(row: dict[str, Any], settings: dict[str, Any]) -> tuple[Any, Any]:
 def stepper(model: keras.Model, x: Any, gradient: Any) -> Callable[[], None]:
     """Return a function that computes the output and all gradients, and waits.
 
-    The gradient of the input is among them, as within a deep model.
+    They include the gradient of the input, as within a deep model.
     """
     return STEPPERS[keras.backend.backend()](model, x, gradient)
 
@@ -96,7 +96,7 @@ def torch_stepper(model: keras.Model, x: Any, gradient: Any) -> Callable[[], Non
 
 
 def jax_stepper(model: keras.Model, x: Any, gradient: Any) -> Callable[[], None]:
-    """Compile; what is not trained is an argument, not a constant."""
+    """Compile; frozen variables are arguments, not constants."""
     import jax
 
     trained = [variable.value for variable in model.trainable_variables]
@@ -138,7 +138,7 @@ STEPPERS = {
 def rounds(
     steps: dict[str, Callable[[], None]], seconds: float
 ) -> dict[str, list[float]]:
-    """Step all methods in turn for about so many seconds; return their times."""
+    """Step all methods in turn for about `seconds`; return their times."""
     times: dict[str, list[float]] = {method: [] for method in steps}
     started = time.perf_counter()
     for number in range(MOST):
@@ -165,7 +165,7 @@ def summary(times: dict[str, list[float]]) -> dict[str, Any]:
 def counts(
     layers: dict[str, keras.Model], row: dict[str, Any], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the operations of each method, and what `auto` picks for each basis."""
+    """Return the operations of each method, and the choice of `auto` for each basis."""
     tokens, area = row["tokens"], row["inputs"] * row["outputs"]
     counted = {REFERENCE: 6 * tokens * area + 6 * area * settings["lora_rank"]}
     picked = {}

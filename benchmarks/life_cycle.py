@@ -21,7 +21,7 @@ STORAGES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what the command line asks for; return 1 where something failed."""
+    """Run the measurement of the command line; return 1 if something failed."""
     options = parse(arguments)
     settings = command_line.settings(options)
     result = results.new("life_cycle", settings)
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         backend = "torch" if name == "PEFT" else name
         rows = rows_of(f"benchmarks.{module}", settings, backend, options.threads)
         result["cases"].append({"heading": heading, "backend": name, "rows": rows})
-        results.write(result, options.out, "The life of an adapter, in seconds")
+        results.write(result, options.out, "Life cycle of an adapter, in seconds")
     return results.show(result, options.out)
 
 
@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--no-peft", action="store_true", help="without PEFT's side")
     add("--storages", nargs="+", default=STORAGES, help="bases to count the bytes of")
     add("--lora-rank", type=int, default=16, help="of PEFT's LoRA")
-    add("--repeats", type=int, default=3, help="of which the median counts")
+    add("--repeats", type=int, default=3, help="repetitions; the median counts")
     return parser.parse_args(arguments)
 
 

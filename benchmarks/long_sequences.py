@@ -1,4 +1,4 @@
-"""Peak memory against sequence length: whole, rematerialized, in several passes.
+"""Peak memory against sequence length: activation checkpointing, accumulation.
 
 python -m benchmarks.long_sequences --lengths 512 1024 --backends jax
 """
@@ -19,7 +19,7 @@ WAYS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what the command line asks for; return 1 where something failed."""
+    """Run the measurement of the command line; return 1 if something failed."""
     options = parse(arguments)
     settings = command_line.settings(options)
     result = results.new("long_sequences", settings)

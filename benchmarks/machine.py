@@ -1,4 +1,4 @@
-"""Which machine and which versions a result is from."""
+"""Machine and versions of a result."""
 
 import importlib.metadata
 import os
@@ -27,7 +27,7 @@ def describe() -> dict[str, Any]:
 
 
 def gpu() -> str | None:
-    """Return the name of the first NVIDIA GPU, `None` where there is none."""
+    """Return the name of the first NVIDIA GPU, `None` without one."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -38,7 +38,7 @@ def gpu() -> str | None:
 
 
 def _processor() -> str:
-    """Return the processor's name, with the features that matter for products."""
+    """Return the processor's name, with the features that matter for matmuls."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
         return platform.processor() or platform.machine()
@@ -49,7 +49,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit that is measured, marked where files differ from it."""
+    """Return the measured commit, marked if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         found = subprocess.run(

@@ -1,4 +1,4 @@
-"""Named measures of a life cycle: seconds by a stopwatch, counts, bytes."""
+"""Named measures of a life cycle: seconds, counts, bytes."""
 
 import contextlib
 import statistics
@@ -9,14 +9,14 @@ from typing import Any
 
 
 class Measures:
-    """Collects what `benchmarks.life_cycle` reports, a row for each name."""
+    """Collects the measures of `benchmarks.life_cycle`, one row per name."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[float]] = {}
 
     @contextlib.contextmanager
     def seconds(self, name: str) -> Iterator[None]:
-        """Time a block; of several under one name the median counts."""
+        """Time a block; equal names give their median."""
         started = time.perf_counter()
         yield
         self.add(f"{name}, s", time.perf_counter() - started)
@@ -32,7 +32,7 @@ class Measures:
         self.add(f"{name}, MB", size / 1e6)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each name."""
+        """Return one row per name."""
         return [
             {
                 "measure": name,

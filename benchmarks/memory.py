@@ -1,4 +1,4 @@
-"""Memory that a process uses, now and at its peak: of the machine, or of the GPU."""
+"""Current and peak memory of a process, on the host or on the GPU."""
 
 import ctypes
 import gc
@@ -18,13 +18,13 @@ class HostMemory:
     """Resident size of this process."""
 
     def release(self) -> None:
-        """Give freed memory back, for other processes to use."""
+        """Return freed memory to the system."""
         gc.collect()
         if sys.platform == "linux":
             ctypes.CDLL(None).malloc_trim(0)
 
     def settle(self) -> int:
-        """Give freed memory back, start the peak anew, return the bytes held."""
+        """Return freed memory, reset the peak, and return the bytes in use."""
         self.release()
         if sys.platform == "linux":
             try:
@@ -34,13 +34,13 @@ class HostMemory:
         return _status("VmRSS") or self.peak()
 
     def peak(self) -> int:
-        """Return the most bytes held since `settle`."""
+        """Return the peak of bytes in use since `settle`."""
         unit = 1 if sys.platform == "darwin" else 1024
         whole_run = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return _status("VmHWM") or whole_run
 
     def available(self) -> int:
-        """Return the bytes that new processes may use without swapping."""
+        """Return the bytes that new processes can use without swapping."""
         meminfo = Path("/proc/meminfo")
         if meminfo.is_file():
             return _field(meminfo.read_text(), "MemAvailable")
@@ -48,19 +48,19 @@ class HostMemory:
 
 
 class GPUMemory:
-    """What the framework has allocated on the first GPU, by its own counters.
+    """Memory allocated by the framework on the first GPU, by its own counters.
 
-    JAX's peak cannot be started anew: it is that of the whole process.
+    JAX's peak cannot be reset: it is that of the whole process.
     """
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
 
     def release(self) -> None:
-        """Do nothing: what is freed stays with the framework, for its next step."""
+        """Do nothing: the framework keeps freed memory for its next step."""
 
     def settle(self) -> int:
-        """Start the peak anew where that is possible, return the bytes held."""
+        """Reset the peak if possible, and return the bytes in use."""
         gc.collect()
         if self.backend == "torch":
             import torch
@@ -75,7 +75,7 @@ class GPUMemory:
         return tf.config.experimental.get_memory_info("GPU:0")["current"]
 
     def peak(self) -> int:
-        """Return the most bytes held since `settle`."""
+        """Return the peak of bytes in use since `settle`."""
         if self.backend == "torch":
             import torch
 
@@ -95,7 +95,7 @@ class GPUMemory:
 
 
 def of(device: str, backend: str) -> HostMemory | GPUMemory:
-    """Return the memory that counts on a device."""
+    """Return the memory of a device."""
     return GPUMemory(backend) if device == "gpu" else HostMemory()
 
 

@@ -1,4 +1,4 @@
-"""Full fine-tuning, LoRA and RandLoRA, each put on a model that is there."""
+"""Application of full fine-tuning, LoRA and RandLoRA to a built model."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The models that are measured, built alike in Keras and in transformers."""
+"""The measured models, built alike in Keras and in transformers."""
 
 import dataclasses
 import sys
@@ -77,8 +77,8 @@ class Decoder:
         return [name for name in names if name in targets]
 
 
-# The last two have a few blocks of the models they are named after, and as much less
-# vocabulary: the head has the share of the work that it has in the whole model.
+# The last two have a few blocks of the models they are named after, and a vocabulary
+# reduced alike: the head has the same share of the work as in the whole model.
 MODELS = {
     "smollm2": Decoder("llama", 49152, 30, 576, 1536, 9, 3, 64, pretrained="smollm2"),
     "tiny": Decoder("llama", 64, 1, 16, 24, 4, 2, 4),
@@ -88,7 +88,7 @@ MODELS = {
 
 
 def build_keras(sizes: Decoder, dtype: str) -> Any:
-    """Return the model as keras-hub has it."""
+    """Return the model in keras-hub."""
     import keras
     import keras_hub
 
@@ -119,7 +119,7 @@ def build_keras(sizes: Decoder, dtype: str) -> Any:
 
 
 def build_transformers(sizes: Decoder, dtype: str) -> Any:
-    """Return the model as transformers has it; attention is PyTorch's fused one."""
+    """Return the model in transformers, with PyTorch's fused attention."""
     import torch
     import transformers
 
@@ -146,7 +146,7 @@ def build_transformers(sizes: Decoder, dtype: str) -> Any:
 
 
 def pretrained_folder(name: str) -> str:
-    """Return the folder that `examples/pretrained.py` lays out on first use."""
+    """Return the folder that `examples/pretrained.py` builds on first use."""
     if str(EXAMPLES) not in sys.path:
         sys.path.insert(0, str(EXAMPLES))
     import pretrained

@@ -3,7 +3,7 @@
 Norms, activations, softmax and the optimizer are left out; the attention products count
 in full, as most kernels compute the masked half too. T tokens, kernel sides l ≥ s:
 
-| method | a linear layer it trains | any other |
+| method | adapted linear layer | other linear layer |
 |---|---|---|
 | full | `6 T l s` | – |
 | Keras LoRA | `6 T l s + 6 l s r` | `4 T l s` |
@@ -24,7 +24,7 @@ class Operations(NamedTuple):
 
     Attributes:
         linear: The frozen linear layers: forward, and the gradient of their input.
-        method: What the method adds to them.
+        method: The method's additional operations.
         attention: The products of queries, keys and values.
         head: The logits.
     """
@@ -36,7 +36,7 @@ class Operations(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all parts."""
         return sum(self)
 
 
@@ -45,7 +45,7 @@ def of_step(case: Case, ours: int = 0) -> Operations:
 
     Args:
         case: The method and its model.
-        ours: What RandLoRA's layers add, as they count it themselves.
+        ours: The additional operations of RandLoRA's layers, by their own count.
     """
     sizes, tokens = MODELS[case.model], case.tokens
     kernels = sizes.kernels()
@@ -65,7 +65,7 @@ def of_step(case: Case, ours: int = 0) -> Operations:
 
 
 def of_our_layers(model: Any, tokens: int) -> int:
-    """Sum what the adapted layers of a model add to a step."""
+    """Return the additional operations of a model's adapted layers."""
     from keras_randlora.adapt import sites
     from keras_randlora.layers.adapted import RandLoRALayer
 
@@ -78,14 +78,14 @@ def of_our_layers(model: Any, tokens: int) -> int:
 
 
 def of_adapter(product: Any, compute: str, tokens: int) -> int:
-    """Return what one of our layers adds, by the way that it takes."""
+    """Return the additional operations of one of our layers."""
     if product.way(compute, tokens) == "factored":
         return product.factored_operations(tokens)
     return product.materialized_operations(tokens)
 
 
 def _added(case: Case, inputs: int, outputs: int) -> int:
-    """Return what a method other than ours adds to one kernel."""
+    """Return the additional operations of another method for one kernel."""
     area, larger, smaller = inputs * outputs, max(inputs, outputs), min(inputs, outputs)
     if case.method == "full":
         return 2 * case.tokens * area

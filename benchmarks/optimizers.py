@@ -1,8 +1,8 @@
-"""Optimizers and weight decay on λ and γ: a small fine-tune, several seeds each.
+"""Optimizers and weight decay on λ and γ: a small fine-tuning run, several seeds each.
 
 A network is trained on the labels of one teacher, then adapted to those of another that
-shares half of its first layer. Each optimizer gets the learning rate that ends with the
-lowest held-out loss on the first seed.
+shares half of its first layer. Each optimizer uses the learning rate with the lowest
+held-out loss on the first seed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def parse_arguments(arguments=None):
 
 
 def methods() -> dict[str, Any]:
-    """Return functions that make an optimizer with a learning rate, by name."""
+    """Return functions from a learning rate to an optimizer, by name."""
     from keras import optimizers as keras_optimizers
 
     def adamw(decay, *, decays_gamma=True):
@@ -63,7 +63,7 @@ def teacher(rng, shared=None):
 
 
 def labels(inputs, kernels):
-    """Return the classes that a teacher gives to the inputs."""
+    """Return a teacher's labels of the inputs."""
     return (np.tanh(2 * inputs @ kernels[0]) @ kernels[1]).argmax(axis=-1)
 
 

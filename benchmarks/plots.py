@@ -1,4 +1,4 @@
-"""A picture of each kind of result."""
+"""Plots of the results, one for each kind."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ Result = dict[str, Any]
 
 
 def step_time(result: Result, path: Path, title: str) -> None:
-    """Draw a bar for each method: its time over Keras LoRA's."""
+    """Plot a bar for each method: its time ÷ Keras LoRA's."""
     cases = [
         (case["heading"], ratios)
         for case in result["cases"]
@@ -30,7 +30,7 @@ def step_time(result: Result, path: Path, title: str) -> None:
 
 
 def single_layer(result: Result, path: Path, title: str) -> None:
-    """Draw the time over Keras LoRA's against the layers, a panel for each backend."""
+    """Plot the time ÷ Keras LoRA's against the layers, one panel per backend."""
     figure, axes = _panels(len(result["cases"]), 4.5)
     for axis, case in zip(axes, result["cases"], strict=True):
         rows = [row for row in case["rows"] if "error" not in row]
@@ -51,7 +51,7 @@ def single_layer(result: Result, path: Path, title: str) -> None:
 
 
 def life_cycle(result: Result, path: Path, title: str) -> None:
-    """Draw the measures in seconds as bars, a panel for each backend."""
+    """Plot the measures in seconds as bars, one panel per backend."""
     cases = [
         (case["heading"], rows)
         for case in result["cases"]
@@ -68,7 +68,7 @@ def life_cycle(result: Result, path: Path, title: str) -> None:
 
 
 def basis_quality(result: Result, path: Path, title: str) -> None:
-    """Draw the mean held-out loss of each basis, with its deviation over the seeds."""
+    """Plot the mean held-out loss of each basis, with its deviation over the seeds."""
     figure, axes = _panels(len(result["cases"]), 1.6)
     for axis, case in zip(axes, result["cases"], strict=True):
         for place, basis in enumerate(bases(case["rows"])):
@@ -82,7 +82,7 @@ def basis_quality(result: Result, path: Path, title: str) -> None:
 
 
 def profile(result: Result, path: Path, title: str) -> None:
-    """Draw a bar for each method, its operations side by side in it."""
+    """Plot a bar for each method, divided into its operations."""
     figure, axes = _panels(len(result["cases"]), 3.5)
     for axis, case in zip(axes, result["cases"], strict=True):
         parts = case["rows"][:-1]
@@ -99,15 +99,15 @@ def profile(result: Result, path: Path, title: str) -> None:
 
 
 def long_sequences(result: Result, path: Path, title: str) -> None:
-    """Draw what memory grows by against the length, a line for each way."""
+    """Plot the growth of memory against the length, one line per method."""
     figure, axes = _panels(len(result["cases"]), 4)
     for axis, case in zip(axes, result["cases"], strict=True):
         rows = [row for row in case["rows"] if "error" not in row]
         for way in dict.fromkeys(row["way"] for row in rows):
             points = [(r["length"], grown(r) / 1e9) for r in rows if r["way"] == way]
             axis.plot(*zip(*points, strict=True), marker="o", label=way)
-        axis.set_xlabel("tokens a sequence", fontsize=8)
-        axis.set_ylabel("grown in a step, GB", fontsize=8)
+        axis.set_xlabel("tokens per sequence", fontsize=8)
+        axis.set_ylabel("memory growth in a step, GB", fontsize=8)
         axis.set_ylim(bottom=0)
         axis.set_title(case["heading"], fontsize=9)
         axis.legend(fontsize=7)
@@ -115,7 +115,7 @@ def long_sequences(result: Result, path: Path, title: str) -> None:
 
 
 def quantized_training(result: Result, path: Path, title: str) -> None:
-    """Draw the perplexity before and after, a pair of bars for each precision."""
+    """Plot the perplexity before and after, a pair of bars for each precision."""
     figure, axes = _panels(len(result["cases"]), 3)
     for axis, case in zip(axes, result["cases"], strict=True):
         rows = [row for row in case["rows"] if "error" not in row]
@@ -144,13 +144,13 @@ PLOTS: dict[str, Callable[[Result, Path, str], None]] = {
 
 
 def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return each method's ratio to Keras LoRA, where there is one."""
+    """Return each method's ratio to Keras LoRA, if there is one."""
     found = {row["method"]: row.get("ratios", {}).get("keras-lora") for row in rows}
     return {method: ratio for method, ratio in found.items() if ratio is not None}
 
 
 def _panels(count: int, height: float) -> tuple[Any, list[Any]]:
-    """Return a figure and so many panels below each other."""
+    """Return a figure with `count` panels below each other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, max(1, count) * height), layout="constrained")

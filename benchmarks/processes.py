@@ -1,4 +1,4 @@
-"""Processes that measure: their environment, their threads, their errors."""
+"""Worker processes: environment, threads and errors."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def environment(backend: str, threads: int, device: str) -> dict[str, str]:
 
 
 def limit_threads(count: int) -> None:
-    """Let this process use `count` of its cores; XLA and TensorFlow look at that."""
+    """Limit this process to `count` cores, as XLA and TensorFlow respect."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
@@ -49,7 +49,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Run a module that calls `serve` on a backend, and return its rows.
 
-    What it logs is shown only if it dies; it is then a row with an error.
+    Its log is shown only if it dies; the row then has an error.
     """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "rows.json"
@@ -70,7 +70,7 @@ def rows_of(
 
 
 def serve(measure: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> None:
-    """Be the other end of `rows_of`: measure, and write the rows."""
+    """Serve a request of `rows_of`: measure, and write the rows."""
     settings, output = json.loads(sys.argv[1]), Path(sys.argv[2])
     limit_threads(settings["threads"])
     output.write_text(json.dumps(measure(settings)))

@@ -1,9 +1,9 @@
-"""Where a training step spends its time, operation by operation.
+"""Profile of a training step, by operation.
 
     python -m benchmarks.profile_step --backend torch --methods keras-lora
 
-Each method in turn in one process, the time within operations as in `traces.py`.
-Operations that matter to no method are one line.
+Methods run in turn in one process; times of operations are those of `traces.py`.
+Operations that take little time in every method share one row.
 """
 
 import argparse
@@ -31,7 +31,7 @@ REST = "all others"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Profile what the command line asks for."""
+    """Run the profile of the command line."""
     options = parse(arguments)
     os.environ |= environment(options.backend, options.threads, "cpu")
     limit_threads(options.threads)
@@ -49,17 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             threads=options.threads,
         )
         profiles[method] = profile(case, options.steps)
-        print(method, f"{sum(profiles[method].values()):.0f} ms a step", flush=True)
+        print(method, f"{sum(profiles[method].values()):.0f} ms per step", flush=True)
     settings = command_line.settings(options)
     result = results.new("profile", settings)
     rows = compared(profiles)
-    result["cases"].append({"heading": f"{describe(case)}, ms a step", "rows": rows})
+    result["cases"].append({"heading": f"{describe(case)}, ms per step", "rows": rows})
     results.write(result, options.out, "Milliseconds of a step by operation")
     return results.show(result, options.out)
 
 
 def profile(case: Case, steps: int) -> dict[str, float]:
-    """Return the milliseconds of a step within each operation."""
+    """Return the milliseconds of each operation in a step."""
     from benchmarks import traces
     from benchmarks.session import open_session
 
@@ -76,10 +76,10 @@ def profile(case: Case, steps: int) -> dict[str, float]:
 
 
 def compared(profiles: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """Return a row for each operation, with the milliseconds of each method.
+    """Return one row per operation, with the milliseconds of each method.
 
     Args:
-        profiles: What `profile` returned, by method.
+        profiles: The results of `profile`, by method.
     """
     totals = {method: sum(spent.values()) for method, spent in profiles.items()}
     names = dict.fromkeys(name for spent in profiles.values() for name in spent)

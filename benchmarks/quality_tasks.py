@@ -1,8 +1,8 @@
-"""Small fine-tunes of real models: what `basis_quality` compares bases on.
+"""Fine-tuning tasks on real models, for `basis_quality`.
 
 | task | model | data |
 |---|---|---|
-| `sst2` | MiniLM, a new head | sentiment: `sst2/{train,dev}.tsv` (text, tab, label) |
+| `sst2` | MiniLM, a new head | `sst2/{train,dev}.tsv` (text, tab, label) |
 | `boolq` | MiniLM, a new head | yes or no: `commonsense/boolq.{train,test}.json` |
 | `arc-easy` | SmolLM2-135M | answers: `commonsense/ARC-Easy.{train,test}.json` |
 | `python-help` | SmolLM2-135M | Python's own help texts, no file |
@@ -34,7 +34,7 @@ class Task:
         options: Options of `enable_randlora` that belong to the task.
         training: Arrays `(inputs, targets, weights)`.
         held_out: The same.
-        batch_size: Examples of a step.
+        batch_size: Examples per step.
         chance: The accuracy of the most frequent class, `None` for language.
     """
 
@@ -78,7 +78,7 @@ _PARTS = ("train", "test")
 
 
 def _classification(training: list, held_out: list) -> Task:
-    """Return MiniLM with a head, on 4,096 examples at most and 512 held out."""
+    """Return MiniLM with a head, at most 4,096 training and 512 held-out examples."""
     import keras_hub
 
     folder = pretrained_folder("minilm")
@@ -108,7 +108,7 @@ def _classification(training: list, held_out: list) -> Task:
 
 
 def _language(files: list[Path | None]) -> Task:
-    """Return SmolLM2 and windows of its tokens, those held out last."""
+    """Return SmolLM2 and windows of its tokens, training and held-out."""
     import keras_hub
 
     folder = pretrained_folder("smollm2")

@@ -1,9 +1,9 @@
-"""What quantized kernels cost: the same fine-tune of SmolLM2 from each precision.
+"""Perplexity after fine-tuning SmolLM2 on a base of each precision.
 
 python -m benchmarks.quantized_training --quantizations float32 int4-32 --steps 100
 
-Held-out perplexity before, after, and once merged: with `dequantize`, and quantized
-again as the kernels were.
+Held-out perplexity before training, after it, and after merging: with `dequantize`, and
+quantized again.
 """
 
 import argparse
@@ -23,7 +23,7 @@ QUANTIZATIONS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what the command line asks for; return 1 where something failed."""
+    """Run the measurement of the command line; return 1 if something failed."""
     options = parse(arguments)
     settings = command_line.settings(options)
     result = results.new("quantized_training", settings)

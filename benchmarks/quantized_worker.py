@@ -1,4 +1,4 @@
-"""The process of one row of `benchmarks.quantized_training`: one precision."""
+"""Worker process for one precision of `benchmarks.quantized_training`."""
 
 import argparse
 import math
@@ -11,7 +11,7 @@ from benchmarks.processes import serve
 
 
 def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Fine-tune SmolLM2 once; return its perplexities, bytes of weights, seconds."""
+    """Fine-tune SmolLM2; return perplexities, bytes of weights, seconds."""
     import keras
 
     import keras_randlora as kr
@@ -52,7 +52,7 @@ def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def quantize(model: Any, mode: str, block: int | None, embedding: bool) -> None:
-    """Quantize a model, its embedding too if asked."""
+    """Quantize a model, optionally with its embedding."""
     import keras
 
     config = None

@@ -1,4 +1,4 @@
-"""Methods that step in turn, each in a process of its own, under the same load."""
+"""Timing of methods in turn, each in its own process, under the same load."""
 
 import contextlib
 import itertools
@@ -18,15 +18,15 @@ HEADROOM = 1.5
 
 
 class WorkerError(Exception):
-    """A worker could not do what it was asked; the message says why."""
+    """A worker failed; the message says why."""
 
 
 class Runner:
     """The parent's end of one worker.
 
     Attributes:
-        case: What it measures.
-        facts: What it told of itself so far.
+        case: The case it measures.
+        facts: Its answers so far.
         seconds: Its step times, by round.
     """
 
@@ -99,8 +99,8 @@ def race(cases: list[Case], rounds: int) -> list[dict[str, Any]]:
     """Measure methods against each other.
 
     Every round steps each method once, one after the other. The references step in
-    every round; where memory does not hold all methods at once, the others come in
-    groups, so that each is still compared within rounds.
+    every round. If memory does not hold all methods at once, the others run in groups,
+    so each is still compared within rounds.
 
     Args:
         cases: Methods of one backend, model and batch.

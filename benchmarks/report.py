@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 def tables(result: dict[str, Any]) -> str:
-    """Return the tables of a result under the machine that it is from."""
+    """Return the machine and the tables of a result."""
     parts = [_origin(result["machine"])]
     for case in result["cases"]:
         good = [row for row in case["rows"] if "error" not in row]
@@ -26,7 +26,7 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return one table; the first column to the left, the others to the right."""
+    """Return a table; the first column is aligned left, the others right."""
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [
@@ -43,7 +43,7 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Return a number with so many decimals, a dash for none."""
+    """Format a number with `digits` decimals; a dash for `None`."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
@@ -51,9 +51,9 @@ def step_time(rows: list[Row]) -> str:
     """Return times, ratios, operations and memory of the methods of one race."""
     lora = next((row for row in rows if row["method"] == "keras-lora"), None)
     peft = any(row["method"] == "peft-lora" for row in rows)
-    head = ["method", "s a step", "÷ Keras LoRA", *["÷ PEFT LoRA"] * peft]
+    head = ["method", "s per step", "÷ Keras LoRA", *["÷ PEFT LoRA"] * peft]
     head += ["GFLOP", "÷ Keras LoRA", "GFLOP/s", "peak grown, MB", "÷ Keras LoRA"]
-    head += ["peak, MB", "÷ Keras LoRA", "trained", "first step, s", "first loss"]
+    head += ["peak, MB", "÷ Keras LoRA", "trainable", "first step, s", "first loss"]
     return markdown(head, [_step_row(row, lora, peft) for row in rows])
 
 
@@ -77,12 +77,12 @@ def operations(row: Row) -> int:
 
 
 def grown(row: Row) -> int:
-    """Return how far memory rises over what is held before the first step."""
+    """Return the growth of memory from before the first step to the peak."""
     return row["peak_bytes"] - row["before_bytes"]
 
 
 def single_layer(rows: list[Row]) -> str:
-    """Return the time of each way over Keras LoRA's, a line for each layer."""
+    """Return each method's time ÷ Keras LoRA's, one row per layer."""
     methods = list(dict.fromkeys(m for row in rows for m in row["ratios"]))
     names = [method.removeprefix("randlora-") for method in methods]
     head = ["layer, tokens, rank", "Keras LoRA, ms", *names, "auto"]
@@ -97,7 +97,7 @@ def single_layer(rows: list[Row]) -> str:
 
 
 def auto_verdict(row: Row) -> list[str]:
-    """Say for each basis what `auto` picks, and what it loses by that."""
+    """Return for each basis the choice of `auto`, and its loss of time."""
     verdicts = []
     for basis, picked in row["auto"].items():
         seconds = {
@@ -112,14 +112,15 @@ def auto_verdict(row: Row) -> list[str]:
 
 
 def life_cycle(rows: list[Row]) -> str:
-    """Return one line for each measure."""
+    """Return one row per measure."""
     lines = [[row["measure"], number(row["value"], row["digits"])] for row in rows]
     return markdown(["", "measured"], lines)
 
 
 def basis_quality(rows: list[Row]) -> str:
-    """Return one line for each basis: mean ± standard deviation over the seeds."""
-    head = ["basis", "held-out loss before", "after", "accuracy before", "after"]
+    """Return one row per basis: mean ± standard deviation over the seeds."""
+    head = ["basis", "held-out loss before", "after", "held-out accuracy before"]
+    head += ["after"]
     return markdown(head, [_basis_row(basis, rows) for basis in bases(rows)])
 
 
@@ -133,7 +134,7 @@ def _basis_row(basis: str, rows: list[Row]) -> list[str]:
 
 
 def bases(rows: list[Row]) -> list[str]:
-    """Return the compared bases in their order."""
+    """Return the compared bases, in order."""
     return list(dict.fromkeys(row["basis"] for row in rows))
 
 
@@ -144,7 +145,7 @@ def spread(rows: list[Row], basis: str, when: str, measure: str) -> tuple[float,
 
 
 def profile(rows: list[Row]) -> str:
-    """Return the milliseconds of each operation, a column for each method."""
+    """Return the milliseconds of each operation, one column per method."""
     head = ["operation", *rows[0]["ms"]]
     return markdown(
         head, [[row["operation"], *map(number, row["ms"].values())] for row in rows]
@@ -152,11 +153,11 @@ def profile(rows: list[Row]) -> str:
 
 
 def long_sequences(rows: list[Row]) -> str:
-    """Return peak, planned peak and time of each way, a line for each length."""
+    """Return peak, predicted peak and time of each method, one row per length."""
     ways = list(dict.fromkeys(row["way"] for row in rows))
     measures = {
         "MB": lambda row: number(grown(row) / 1e6, 0),
-        "planned, MB": lambda row: number(row["planned_bytes"] / 1e6, 0),
+        "predicted, MB": lambda row: number(row["planned_bytes"] / 1e6, 0),
         "s": lambda row: number(row["median_s"], 1),
     }
     lines = []
@@ -173,14 +174,14 @@ def long_sequences(rows: list[Row]) -> str:
             ]
         )
     heads = [f"{way}, {measure}" for measure in measures for way in ways]
-    return markdown(["tokens a sequence", *heads], lines)
+    return markdown(["tokens per sequence", *heads], lines)
 
 
 def quantized_training(rows: list[Row]) -> str:
-    """Return the perplexities from each precision, a line for each."""
+    """Return the perplexities, one row per precision."""
     floats = next((row for row in rows if row["method"] == "float32"), None)
     head = ["kernels", "weights, MB", "perplexity before", "after", "÷ float32's"]
-    head += ["merged, float", "merged, as they were", "fit, s", "merge, s"]
+    head += ["merged, floating point", "merged, quantized again", "fit, s", "merge, s"]
     lines = []
     for row in rows:
         perplexities = [number(row[when]) for when in ("before", "after")]
@@ -196,13 +197,13 @@ def every_weight(rows: list[Row]) -> str:
     """Return times and memory of each method, and their ratios to the first."""
     head = [
         "method",
-        "s a step",
+        "s per step",
         "÷",
         "peak grown, MB",
         "÷",
         "peak, MB",
         "÷",
-        "trained",
+        "trainable",
     ]
     table = []
     for row in rows:

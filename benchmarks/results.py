@@ -1,4 +1,4 @@
-"""Where results are written: one JSON, one PNG, and the tables on the screen."""
+"""Output of results: a JSON file, a PNG file, and printed tables."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ RAW = Path(__file__).parent / "results" / "raw"
 
 
 def new(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return an empty result: what is measured, where, and with which options."""
+    """Return an empty result with its kind, machine and options."""
     return {
         "kind": kind,
         "machine": machine.describe(),
@@ -22,9 +22,9 @@ def new(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(result: dict[str, Any], path: Path, title: str) -> None:
-    """Write a result as JSON, and as PNG where there is a plot.
+    """Write a result as JSON, and as PNG if there is a plot.
 
-    So that a run cut short leaves what it has.
+    It is called after each case, so an interrupted run keeps its results.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -35,7 +35,7 @@ def write(result: dict[str, Any], path: Path, title: str) -> None:
 
 
 def show(result: dict[str, Any], path: Path) -> int:
-    """Print a result's tables; return 1 where something failed, else 0."""
+    """Print a result's tables; return 1 if something failed, else 0."""
     plot = " and .png" if result["kind"] in PLOTS else ""
     print(tables(result), f"Written to {path.name}{plot}.", sep="\n\n")
     return int(any("error" in row for case in result["cases"] for row in case["rows"]))

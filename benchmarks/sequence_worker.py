@@ -1,4 +1,4 @@
-"""The process of one row of `benchmarks.long_sequences`: one way, one length."""
+"""Worker process for one method and length of `benchmarks.long_sequences`."""
 
 import statistics
 import time
@@ -12,7 +12,7 @@ from benchmarks.session import LEARNING_RATE, batch, next_token_loss
 
 
 def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the peak of memory over some steps, and what was planned."""
+    """Return the peak of memory over some steps, and the predicted peak."""
     import keras
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""A model with its method and its batch: one training step at a time."""
+"""Training sessions: a model with its method and batch, one step at a time."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 def require_device(case: Case) -> None:
-    """Check that the framework computes where the case says.
+    """Check that the framework computes on the device of the case.
 
     Raises:
         RuntimeError: It does not.
@@ -97,7 +97,7 @@ class KerasSession:
 def next_token_loss(labels: Any, logits: Any) -> Any:
     """Return each token's cross-entropy over the whole vocabulary.
 
-    As rows of logits, which on PyTorch is the very call that `PeftSession` makes.
+    The logits are rows: on PyTorch this is the same call as in `PeftSession`.
     """
     from keras import ops
 

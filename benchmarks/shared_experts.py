@@ -1,12 +1,12 @@
-"""Whether experts may share λ or γ: a small trained mixture learns another task.
+"""Held-out loss with λ or γ shared by the experts of a small mixture.
 
     KERAS_BACKEND=jax python -m benchmarks.shared_experts
 
-A mixture of eight experts is trained from scratch on a random teacher of its own kind.
-Then each of the teacher's experts changes in a way of its own, and only updates of the
-experts are trained. Ranks are those whose counts of parameters are nearest to each
-other; each variant has its best of the learning rates tried, by the first seed. Losses
-are on data that was not trained on, over the loss before.
+A mixture of eight experts is trained from scratch on a random teacher of the same kind.
+Then each of the teacher's experts changes differently, and only updates of the experts
+are trained. Ranks are chosen for nearly equal numbers of parameters; each variant has
+the best of the learning rates on the first seed. Losses are held-out losses ÷ the loss
+before.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def mixture():
 
 
 def teachers(seed):
-    """Return two mixtures: the second one's experts differ, each in its own way."""
+    """Return two mixtures; each expert of the second differs from the first's."""
     keras.utils.set_random_seed(seed)
     first, second = mixture(), mixture()
     second.set_weights(first.get_weights())
@@ -61,7 +61,7 @@ def teachers(seed):
 
 
 def data(teacher, seed):
-    """Return inputs and what a teacher makes of them."""
+    """Return inputs and a teacher's outputs."""
     inputs = np.random.default_rng(seed).standard_normal((SAMPLES, WIDTH))
     inputs = inputs.astype("float32")
     return inputs, teacher.predict(inputs, batch_size=SAMPLES, verbose=0)
@@ -83,19 +83,19 @@ def loss(model, inputs, targets):
 
 
 def count(shared, rank):
-    """Return the parameters of a variant."""
+    """Return the number of parameters of a variant."""
     options = dict(targets=[*AXES], weight_axes=AXES, shared_in_batch=shared)
     return kr.enable_randlora(mixture(), rank, **options).adapter
 
 
 def rank_for(shared, wanted):
-    """Return the rank of a variant whose count is nearest."""
+    """Return the rank of a variant with the nearest number of parameters."""
     ranks = range(1, WIDTH + 1)
     return min(ranks, key=lambda rank: abs(count(shared, rank) - wanted))
 
 
 def ratio(seed, shared, rank, rate, epochs):
-    """Return the held-out loss after adapting, over that before."""
+    """Return the held-out loss after adapting ÷ that before."""
     first, second = teachers(seed)
     student = fitted(mixture(), *data(first, 10 + seed), 1e-2, epochs)
     held_out = data(second, 30 + seed)

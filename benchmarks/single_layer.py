@@ -1,9 +1,9 @@
-"""One linear layer, forward and backward: Keras LoRA and each way of RandLoRA.
+"""One linear layer, forward and backward: Keras LoRA, materialized, factored RandLoRA.
 
     python -m benchmarks.single_layer --kernels 576x576 1024x4096 --tokens 128 1024
 
-Shows how the cost grows with width, tokens and rank, where the factored way beats the
-materialized one, and what `compute="auto"` picks there.
+It shows the cost by width, tokens and rank, where factored is faster than materialized,
+and the choice of `compute="auto"`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ BASES = ("uniform", "kronecker", "ternary")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what the command line asks for; return 1 where a method failed."""
+    """Run the measurement of the command line; return 1 if a method failed."""
     options = parse(arguments)
     settings = command_line.settings(options)
     result = results.new("single_layer", settings)
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(heading, flush=True)
         rows = rows_of("benchmarks.layer_worker", settings, backend, options.threads)
         result["cases"].append({"heading": heading, "backend": backend, "rows": rows})
-        results.write(result, options.out, "One layer: time over Keras LoRA's")
+        results.write(result, options.out, "One layer: time ÷ Keras LoRA's")
     return results.show(result, options.out)
 
 

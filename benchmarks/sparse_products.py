@@ -1,8 +1,8 @@
-"""Whether sparse products with a ternary basis beat the dense one on this machine.
+"""Time of sparse and dense products with a ternary basis on this machine.
 
-The product is the one that forms an update, `B · S` with B `(l, s)` ternary and S
-`(s, s)` float32. Compared with the dense product of a float copy of B (as the package
-does it, copy included):
+The product is that of an update, `B · S` with B `(l, s)` ternary and S `(s, s)`
+float32. It is compared with the dense product of a float copy of B (copy included, as
+in the package):
 
 - `csr torch`, `csr scipy`: compressed sparse rows, built beforehand;
 - `gather-add`: sums of the rows of S at B's +1 and at its -1, no multiplication.
@@ -48,7 +48,7 @@ def ways_of(basis, values):
 
 
 def signed_bags(torch, basis, sign):
-    """Return the columns of all entries equal to `sign`, and where each row starts."""
+    """Return the columns of all entries equal to `sign`, and the start of each row."""
     row, column = np.nonzero(basis == sign)
     starts = np.searchsorted(row, np.arange(len(basis)))
     return torch.from_numpy(column), torch.from_numpy(starts)

@@ -33,7 +33,7 @@ PEFT = ("peft-lora", "peft-randlora")
 def main(
     arguments: Sequence[str] | None = None, device: str = "cpu", **defaults: Any
 ) -> int:
-    """Measure what the command line asks for; return 1 where a method failed."""
+    """Run the measurement of the command line; return 1 if a method failed."""
     options = parse(arguments, defaults)
     settings = command_line.settings(options)
     result = results.new("step_time", settings)
@@ -62,12 +62,12 @@ def main(
         print(f"{heading}: {', '.join(case.method for case in cases)}", flush=True)
         rows = race(cases, options.steps)
         result["cases"].append({"heading": heading, "backend": backend, "rows": rows})
-        results.write(result, options.out, "Step time over Keras LoRA's")
+        results.write(result, options.out, "Step time ÷ Keras LoRA's")
     return results.show(result, options.out)
 
 
 def describe(case: Case) -> str:
-    """Return what the methods of one table have in common."""
+    """Return the common settings of the methods of one table."""
     return (
         f"{case.backend}, {case.model}, {', '.join(case.targets)}, "
         f"{case.batch}×{case.length} tokens, {case.dtype}, rank {case.rank} "
@@ -78,7 +78,7 @@ def describe(case: Case) -> str:
 def parse(
     arguments: Sequence[str] | None, defaults: dict[str, Any]
 ) -> argparse.Namespace:
-    """Return the options; `defaults` replaces some of those written here."""
+    """Return the options; `defaults` overrides some defaults."""
     parser = command_line.parser(__doc__, "step_time.json")
     add = parser.add_argument
     add("--models", nargs="+", choices=MODELS, default=["smollm2"])

@@ -1,4 +1,4 @@
-"""Time by operation: what torch, JAX and TensorFlow say of a step when traced."""
+"""Time by operation, from the traces of torch, JAX and TensorFlow."""
 
 import re
 import tempfile
@@ -11,11 +11,11 @@ _RUNNING = re.compile(r"tf_(Compute|XLAEigen|XLAPjRt)")
 
 
 def milliseconds(run: Callable[[], None], backend: str) -> dict[str, float]:
-    """Return the milliseconds within each operation while `run` runs, longest first.
+    """Return the milliseconds of each operation of `run`, longest first.
 
-    On torch those of the main thread, on JAX and TensorFlow the sum over the threads
-    that run operations. Time within an operation that another one called counts for
-    the inner one only.
+    On torch they are those of the main thread, on JAX and TensorFlow the sum over the
+    threads that run operations. The time of a nested operation counts for the inner one
+    only.
     """
     spent = _torch(run) if backend == "torch" else _traced(run, backend)
     return {name: spent[name] for name in sorted(spent, key=spent.get, reverse=True)}
@@ -55,7 +55,7 @@ def _traced(run: Callable[[], None], backend: str) -> dict[str, float]:
 
 
 def operation(event: str) -> str | None:
-    """Return the kind of operation that an event is the run of, `None` if of none.
+    """Return the kind of operation of an event, or `None`.
 
     TensorFlow names its events `path/of/the/op:MatMul`, XLA `dot.26`.
     """

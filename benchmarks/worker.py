@@ -1,7 +1,8 @@
-"""The process of one method: `python -m benchmarks.worker CASE`.
+"""Worker process for one method: `python -m benchmarks.worker CASE`.
 
-Started and asked by `benchmarks.race`, one JSON line a question and one an answer:
-`prepare` builds the model and warms it up, `step` trains once, `memory` tells the peak.
+`benchmarks.race` starts it and sends requests; requests and answers are JSON lines.
+`prepare` builds the model and warms it up, `step` trains one step, `memory` returns the
+peak.
 """
 
 import json
@@ -19,7 +20,7 @@ WARM_UP_STEPS = 2
 
 
 class Worker:
-    """Answers the questions of the parent."""
+    """Answers the requests of the parent."""
 
     def __init__(self, case: Case) -> None:
         # The imports take seconds; the parent lets all workers do them at once.
@@ -50,13 +51,13 @@ class Worker:
         return answer
 
     def step(self) -> dict[str, Any]:
-        """Take one step, and leave the memory to the others until the next."""
+        """Take one step, then return freed memory for the other processes."""
         loss, seconds = self._timed_step()
         self._memory.release()
         return {"seconds": seconds, "loss": loss}
 
     def memory(self) -> dict[str, Any]:
-        """Tell the peak of the steps since `prepare`."""
+        """Return the peak of the steps since `prepare`."""
         return {"before_bytes": self.before, "peak_bytes": self._memory.peak()}
 
     def _timed_step(self) -> tuple[float, float]:
@@ -66,10 +67,10 @@ class Worker:
 
 
 def main() -> None:
-    """Answer until the parent has no more questions."""
+    """Answer until the parent sends no more requests."""
     case = Case.from_json(sys.argv[1])
     limit_threads(case.threads)
-    # What libraries print goes to stderr: stdout is for the answers.
+    # Output of libraries goes to stderr: stdout is for the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:

@@ -15,19 +15,19 @@ LEFT, MIDDLE, RIGHT = 20, 340, 370  # of the two columns and the way between the
 COLUMN = 290
 # What each room is for. A room that is a single module is grey.
 PURPOSES = {
-    "tools": "helpers that know nothing of RandLoRA; Keras's private names",
-    "bases": "from a seed to A and B, and products with B",
+    "tools": "helpers without knowledge of RandLoRA; private names of Keras",
+    "bases": "A and B drawn from a seed, and products with B",
     "config": "the options, validated once",
     "update": "the formula, its gradient, kernels as matrices, the bank",
-    "layers": "what an adapted layer computes, holds and saves",
+    "layers": "adapted layers: computation, variables, saving",
     "adapt": "a live model: select, enable, guard, merge, disable",
-    "analysis": "what training has learned: spectra, CKA, loss planes",
-    "planning": "what fine-tuning will cost: memory, ranks",
+    "analysis": "trained models: spectra, CKA, loss landscapes",
+    "planning": "prediction of memory; ranks for a budget",
     "files": "adapters, optimizers and mixtures of adapters on disk",
     "export": "the merged model for other runtimes",
-    "peft": "folders of Hugging Face PEFT's RandLora, both ways",
-    "callbacks": "saves and logs in fit",
-    "methods": "verbs on keras.Model",
+    "peft": "folders of Hugging Face PEFT's RandLora, from and to",
+    "callbacks": "checkpoints, logs in fit",
+    "methods": "methods of keras.Model",
     "cli": "the command line",
 }
 FACES = ("cli", "methods", "callbacks")
@@ -105,7 +105,7 @@ def tensor():
         ("update.formula", "M from λ, γ, A and B", "paper"),
         ("bases.operators", "products with B, dense or not", "paper"),
         ("update.bank", "the part of A and B a layer uses", "paper"),
-        ("bases.kinds", "what is drawn and kept of A and B", "paper"),
+        ("bases.kinds", "arrays drawn and stored for A, B", "paper"),
         ("bases.draws", "entries from seed, row, column", "paper"),
     ]
     # What stands beside the chain, and with which of its boxes it deals.

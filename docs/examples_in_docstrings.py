@@ -1,4 +1,4 @@
-"""A griffe extension: the examples of docstrings, set as such on the site.
+"""A griffe extension that formats the examples of docstrings on the site.
 
 The package writes `Example:` and what a reader would type below it, which doctest runs;
 griffe knows the indented section `Examples:`.

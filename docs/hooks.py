@@ -1,8 +1,8 @@
-"""What MkDocs does beside its plugins, see `mkdocs.yml`.
+"""Hooks of MkDocs, see `mkdocs.yml`.
 
-Pages of the site that stand elsewhere in the repository are read from there; links that
-leave the site lead to the published sources; formulas become MathML, which browsers
-draw themselves; pictures stand in the page, so that they take its colours.
+Pages outside of `docs` are read from their place in the repository. Links that leave
+the site lead to the published sources. Formulas become MathML, which browsers draw
+themselves. Drawings are inlined, so that they take the page's colours.
 """
 
 import os
@@ -53,7 +53,7 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(html, page, config, files):
-    """Turn formulas into MathML and pictures into parts of the page."""
+    """Turn formulas into MathML and inline the drawings."""
     html = _FORMULA.sub(_mathml, html)
     return _PICTURE.sub(lambda image: picture(image[2], image[1]), html)
 

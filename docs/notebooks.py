@@ -51,7 +51,7 @@ def text(guide):
 
 
 def place(guide):
-    """Return where the notebook of a guide stands."""
+    """Return the path of a guide's notebook."""
     return ROOT / "notebooks" / f"{guide}.ipynb"
 
 

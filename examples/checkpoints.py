@@ -1,7 +1,7 @@
-"""Checkpoints of `randlora_finetuning.py`: all that is needed to go on, or nothing.
+"""Checkpoints of `randlora_finetuning.py`, written atomically.
 
-A checkpoint is a folder `checkpoint-STEP` with what is trained, the state of the
-optimizer, and how far the run has come.
+A checkpoint is a folder `checkpoint-STEP` with the trained values, the state of the
+optimizer, and the progress of the run.
 """
 
 import argparse
@@ -21,15 +21,15 @@ ADAPTER, OPTIMIZER, PROGRESS = "adapter.safetensors", "optimizer.safetensors", "
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run has come; a checkpoint holds it beside the trained numbers.
+    """Progress of a run, saved in a checkpoint beside the trained values.
 
     Attributes:
         step: Optimizer steps taken.
-        training: The loss of each step, in nats a token.
+        training: The loss of each step, in nats per token.
         validation: Steps taken and loss of each evaluation.
         best: The lowest validation loss after training began.
         waited: Evaluations since then.
-        seconds: Time spent training, before an interruption too.
+        seconds: Time spent training, including that before an interruption.
     """
 
     step: int = 0
@@ -43,7 +43,7 @@ class Progress:
 def save_checkpoint(
     model: Any, progress: Progress, settings: dict, options: argparse.Namespace
 ) -> None:
-    """Write all that is needed to go on, whole or not at all, and drop the former."""
+    """Save a checkpoint atomically, and delete the former one."""
     former = checkpoints(options.output_dir)
     partial = options.output_dir / ".checkpoint"
     shutil.rmtree(partial, ignore_errors=True)
@@ -63,7 +63,7 @@ def save_checkpoint(
 
 
 def restore(folder: Path, model: Any, settings: dict) -> Progress:
-    """Set adapter and optimizer of a compiled model; return how far it had come."""
+    """Load adapter and optimizer into a compiled model; return the progress."""
     import keras_randlora as kr
 
     content = json.loads((folder / PROGRESS).read_text())
@@ -71,7 +71,7 @@ def restore(folder: Path, model: Any, settings: dict) -> Progress:
         found = content["settings"].get(name)
         if found != value:
             raise UserError(
-                f"--resume goes on with the options of the interrupted run, which had "
+                f"--resume needs the options of the interrupted run, which had "
                 f"{name}={found!r}. Received: {name}={value!r}."
             )
     with user_choices():
@@ -88,13 +88,13 @@ def restore(folder: Path, model: Any, settings: dict) -> Progress:
 
 
 def find_checkpoint(options: argparse.Namespace) -> Path | None:
-    """Return the checkpoint to go on from, `None` for a new run."""
+    """Return the checkpoint to resume from, `None` for a new run."""
     found = checkpoints(options.output_dir)
     if options.resume and not found:
         raise UserError(f"--resume: there is no checkpoint in {options.output_dir}.")
     if found and not options.resume:
         raise UserError(
-            f"{found[-1]} is of a run that was interrupted: pass --resume to go on, or "
+            f"{found[-1]} is of an interrupted run: pass --resume to continue it, or "
             "another --output_dir."
         )
     return found[-1] if found else None
@@ -107,7 +107,7 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def save_adapter(model: Any, path: Path, options: argparse.Namespace) -> None:
-    """Write what is trained."""
+    """Save the trained values."""
     import keras_randlora as kr
 
     if options.use_lora:

@@ -1,4 +1,4 @@
-"""Classifiers: the order of their data, and how well they answer."""
+"""Classifiers: order of the training data, accuracy and loss."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def accuracy_and_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, fl
 
 
 def order(count: int, needed: int, seed: int) -> np.ndarray:
-    """Return `(needed,)` row numbers: all rows shuffled, again and again."""
+    """Return `(needed,)` row indices: all rows, shuffled again for each epoch."""
     rng = np.random.default_rng([seed, 2])
     rounds = -(-needed // count)
     return np.concatenate([rng.permutation(count) for _ in range(rounds)])[:needed]

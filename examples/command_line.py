@@ -1,4 +1,4 @@
-"""Command lines of the examples: a mistake is answered with one line."""
+"""Command lines of the examples, with errors in one line."""
 
 import argparse
 import contextlib
@@ -13,11 +13,11 @@ Number = TypeVar("Number", int, float)
 
 
 class UserError(Exception):
-    """What the user asked for cannot be done; the message says why."""
+    """An error in the user's request; the message says why."""
 
 
 class DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
-    """Help that names the default of each option that has one."""
+    """Help that shows the default of each option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is False or action.default in (None, []):
@@ -26,11 +26,11 @@ class DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class ParagraphsHelp(DefaultsHelp, argparse.RawDescriptionHelpFormatter):
-    """The same, below a description whose lines stay as they are."""
+    """The same, with the line breaks of the description."""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that answers a mistake with one line."""
+    """A parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with status 2."""
@@ -38,7 +38,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def exit_status(program: str, action: Callable[[], int | None]) -> int:
-    """Run; return what it returns, 0 for `None`, and 2 after a `UserError`."""
+    """Run an action; return its result, 0 for `None`, and 2 after a `UserError`."""
     try:
         return action() or 0
     except UserError as error:
@@ -49,7 +49,7 @@ def exit_status(program: str, action: Callable[[], int | None]) -> int:
 
 @contextlib.contextmanager
 def user_choices() -> Iterator[None]:
-    """Report an error that an option's value caused as the user's."""
+    """Report an error caused by an option's value as the user's error."""
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -1,4 +1,4 @@
-"""The loss of each training step: read off Keras's running mean, and drawn."""
+"""Loss curves: the loss of each training step, from Keras's running mean."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,15 +35,15 @@ def draw(
     token: str,
     title: str,
 ) -> None:
-    """Draw the loss of each step and the losses on other data.
+    """Plot the loss of each step and the held-out losses.
 
     Args:
-        path: The picture's file.
-        losses: Of each step.
-        held_out: Steps and losses on other data; may be empty.
-        label: What these are.
-        token: What the losses are means of.
-        title: Of the picture.
+        path: The file of the plot.
+        losses: The loss of each step.
+        held_out: Steps and held-out losses; may be empty.
+        label: Legend of the held-out losses.
+        token: The unit that the losses are means over.
+        title: The title of the plot.
     """
     import matplotlib
 
@@ -55,7 +55,7 @@ def draw(
     axes.plot(steps, losses, color=QUIET, lw=1, label="training, each step")
     axes.plot(steps, smoothed(losses), color=INK, lw=2, label="training, smoothed")
     if held_out:
-        line = "o-" if len(held_out) > 2 else "o"  # two are no course
+        line = "o-" if len(held_out) > 2 else "o"  # two points are no curve
         axes.plot(*zip(*held_out, strict=True), line, color=ACCENT, label=label)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("Optimizer step")

@@ -1,6 +1,6 @@
 """Fine-tune a language model with RandLoRA: load, enable, fit, save, merge, export.
 
-`run` reads like the quick start of the library; the rest of the file serves it.
+`run` reads like the quick start of the library; the rest of the file supports it.
 """
 
 import argparse
@@ -38,19 +38,19 @@ LOGIT_TOLERANCE = 1e-3
 
 
 class Observation(NamedTuple):
-    """How well a model does: cross-entropy in nats a token, and a text it wrote."""
+    """Quality of a model: cross-entropy in nats per token, and a generated text."""
 
     loss: float
     sample: str
 
     @property
     def perplexity(self) -> float:
-        """The number of equally likely next tokens that the loss stands for."""
+        """The perplexity, the exponential of the loss."""
         return math.exp(self.loss)
 
 
 class Text(NamedTuple):
-    """The text of a run: what is learned, what is held out, where a sample starts."""
+    """The text of a run: training windows, held-out windows, the prompt of a sample."""
 
     training: Windows
     held_out: Windows
@@ -58,7 +58,7 @@ class Text(NamedTuple):
 
 
 def main() -> int:
-    """Run the demo; return 0, 1 where a check fails, 2 where the options are wrong."""
+    """Run the demo; return 0, 1 if a check fails, 2 if the options are wrong."""
     arguments = parse_arguments()
     os.environ["KERAS_BACKEND"] = arguments.backend  # read when Keras is imported
     return exit_status("demo.py", lambda: run(arguments))
@@ -177,7 +177,7 @@ def new_folder(path: Path) -> Path:
 
 
 def load(preset: str) -> tuple[Any, Any]:
-    """Return a keras-hub causal language model and its preprocessor, apart.
+    """Return a keras-hub causal language model and its preprocessor, separately.
 
     The model takes token ids, as an exported one does; the preprocessor makes them.
     """
@@ -214,11 +214,11 @@ def first_rows(inputs: dict[str, np.ndarray], count: int) -> dict[str, np.ndarra
     return {name: array[:count] for name, array in inputs.items()}
 
 
-# Training and looking.
+# Training and evaluation.
 
 
 def fit(model: Any, windows: Windows, arguments: argparse.Namespace) -> list[float]:
-    """Train the model's adapters; return the loss of each step, in nats a token."""
+    """Train the model's adapters; return the loss of each step, in nats per token."""
     import keras
 
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -272,7 +272,7 @@ def observe(model: Any, preprocessor: Any, text: Text) -> Observation:
 
 
 def generate(model: Any, preprocessor: Any, prompt: str) -> str:
-    """Return the prompt with what the model writes after it."""
+    """Return the prompt with the model's continuation."""
     tokenizer = preprocessor.tokenizer
     length = 1 + len(tokenizer.tokenize(prompt)) + NEW_TOKENS
     # Attached for this call: Gemma 3 of keras-hub 0.32 does not generate without.
@@ -308,7 +308,7 @@ def distance(found: Any, expected: Any) -> float:
 
 @contextlib.contextmanager
 def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Note how long a phase takes."""
+    """Record the time of a phase."""
     start = time.perf_counter()
     yield
     seconds[phase] = round(time.perf_counter() - start, 2)
@@ -322,20 +322,20 @@ def show(when: str, observation: Observation) -> None:
 
 
 def show_files(output: Path, differences: dict[str, float]) -> None:
-    """Print what was written and how near the copies are to the trained model."""
+    """Print the written files and their differences from the trained model."""
     adapter = output / "adapter.safetensors"
     print(f"\nAdapter: {adapter} ({adapter.stat().st_size / 1e6:.2f} MB)")
     print(f"Merged model: {output / 'saved_model'} (TensorFlow SavedModel)")
     print("Largest logit difference from the trained model:")
     for name, difference in differences.items():
         print(f"  {name:<26} {difference:.2e}")
-    print(f"Loss curve: {output / 'loss.png'}; all numbers: {output / 'run.json'}")
+    print(f"Loss curve: {output / 'loss.png'}; all results: {output / 'run.json'}")
 
 
 def verdict(
     before: Observation, after: Observation, differences: dict[str, float]
 ) -> int:
-    """Return 0 where all went well, else say what did not and return 1."""
+    """Return 0 if all checks passed, else print which failed and return 1."""
     problems = [
         f"{name}: logits differ by {difference:.2e}, more than {LOGIT_TOLERANCE:g}."
         for name, difference in differences.items()
@@ -365,7 +365,7 @@ def describe(
     differences: dict[str, float],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Return everything about the run that JSON can hold."""
+    """Return the record of the run, for JSON."""
     packages = ("keras", "keras-hub", "numpy", "jax", "torch", "tensorflow")
     return {
         "arguments": {name: as_json(v) for name, v in vars(arguments).items()},
@@ -413,7 +413,7 @@ def plot(
     after: Observation,
     arguments: argparse.Namespace,
 ) -> None:
-    """Draw the training loss, with the held-out loss before and after it."""
+    """Plot the training loss, with the held-out loss before and after."""
     method = f"RandLoRA rank {arguments.rank}"
     curves.draw(
         path,

@@ -1,4 +1,4 @@
-"""Fine-tune over many devices with JAX: the batch divided, and the kernels if asked.
+"""Fine-tune on several devices with JAX: data parallelism, and model parallelism.
 
     python examples/distributed_jax.py
     python examples/distributed_jax.py --preset llama3.2_1b --model-parallel 4
@@ -50,7 +50,7 @@ def main() -> keras.Model:
         keras.distribution.initialize()
     # --8<-- [end:hosts]
     # --8<-- [start:model]
-    # Before any variable is created: each is then laid out over the devices.
+    # Before any variable is created, since each gets its layout when it is created.
     keras.distribution.set_distribution(
         distribution(arguments.model_parallel, arguments.layout)
     )
@@ -108,7 +108,7 @@ def checkpoints(model: keras.Model, folder: Path | None) -> list[Any]:
 
 # --8<-- [start:distribution]
 def distribution(model_parallel: int, layout: str) -> Any:
-    """Return how batches and, over `model_parallel` devices, kernels are divided."""
+    """Return the sharding of batches and, over `model_parallel` devices, of kernels."""
     if model_parallel == 1:
         return keras.distribution.DataParallel(auto_shard_dataset=False)
     mesh = keras.distribution.DeviceMesh(

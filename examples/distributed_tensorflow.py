@@ -1,4 +1,4 @@
-"""Fine-tune over many devices with TensorFlow: a replica of the model on each.
+"""Fine-tune on several devices with TensorFlow: a replica of the model on each.
 
 python examples/distributed_tensorflow.py                  # every GPU
 python examples/distributed_tensorflow.py --cpu-devices 2  # a CPU as two devices

@@ -1,4 +1,4 @@
-"""Fine-tune over many devices with PyTorch: one process and one replica for each.
+"""Fine-tune on several devices with PyTorch: one process and one replica for each.
 
     torchrun --nproc-per-node 2 examples/distributed_torch.py
 
@@ -51,8 +51,8 @@ def train(model, windows, arguments) -> None:
     if left:
         raise SystemExit(f"--batch-size must be a multiple of {processes} processes")
     # --8<-- [start:train]
-    # Wrapped only now: adapters that are enabled later would not be averaged, and no
-    # error would say so. Keras's own `fit` calls the model itself, past the wrapper.
+    # Wrapped after enabling: gradients of adapters enabled later would silently not be
+    # averaged. Keras's own `fit` bypasses the wrapper.
     replica = DistributedDataParallel(model)
     options = loss_and_optimizer(arguments)
     loss_of, optimizer = options["loss"], options["optimizer"]

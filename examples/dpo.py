@@ -3,8 +3,8 @@
     KERAS_BACKEND=jax python examples/dpo.py
     KERAS_BACKEND=torch python examples/dpo.py --preset smollm2 --data pairs.jsonl
 
-A line of the data is `{"prompt": …, "chosen": …, "rejected": …}`. No second model is
-held: `kr.base_only` turns the adapters off for the reference's log-probabilities.
+A line of the data is `{"prompt": …, "chosen": …, "rejected": …}`. There is no second
+model: `kr.base_only` turns the adapters off for the reference's log-probabilities.
 """
 
 import argparse
@@ -36,15 +36,15 @@ COURTESY = [
 
 
 class Preferences(keras.Model):
-    """A causal language model that learns which of two answers is preferred.
+    """A causal language model trained on preferences by DPO.
 
     The loss is that of Rafailov et al. (2023), equation 7, on pairs of rows:
-    `-log sigmoid(beta · (gain(chosen) - gain(rejected)))`, where `gain` is what an
-    answer's log-probability has gained over the base model's.
+    `-log sigmoid(beta · (gain(chosen) - gain(rejected)))`, where `gain` is an answer's
+    log-probability minus that of the base model.
 
     Args:
         policy: An adapted causal language model.
-        beta: How much a gain counts; the larger, the nearer the policy stays.
+        beta: Weight of a gain; a larger one keeps the policy closer to the base.
     """
 
     def __init__(self, policy: keras.Model, beta: float) -> None:
@@ -88,7 +88,7 @@ class Preferences(keras.Model):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train an adapter and save it; return 0, or 2 where an option is wrong."""
     parser = option_parser(__doc__)
-    parser.add_argument("--data", type=Path, help="pairs; default: four of courtesy")
+    parser.add_argument("--data", type=Path, help="pairs; default: four on courtesy")
     parser.add_argument("--beta", type=positive(float), default=0.1, help="see above")
     options = parser.parse_args(arguments)
     return exit_status("dpo.py", lambda: run(options))
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
 def train(
     policy: keras.Model, data: dict[str, np.ndarray], options: argparse.Namespace
 ) -> keras.callbacks.History:
-    """Train on the pairs, in turn, for so many steps."""
+    """Train on the pairs, in order, for a number of steps."""
     count = options.steps * options.batch_size
     order = np.resize(np.arange(len(data["token_ids"])), count)
     model = Preferences(policy, options.beta)

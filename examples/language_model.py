@@ -1,7 +1,7 @@
 """A causal language model and text to train it on, for the distributed examples.
 
-Without a preset the model is a tiny Llama with random weights that reads bytes, and
-the text is what `help()` shows of Python, so that nothing is downloaded.
+Without a preset the model is a tiny byte-level Llama with random weights, and the text
+is that of Python's `help()`, so nothing is downloaded.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class StepLosses(keras.callbacks.Callback):
 
 
 def print_loss(steps: int, loss: float) -> None:
-    """Print the mean loss, in nats a token, after some steps."""
+    """Print the mean loss, in nats per token, after some steps."""
     print(f"steps: {steps}  mean loss: {loss:.7f}", flush=True)
 
 
@@ -102,7 +102,7 @@ def fit(
     batch_size: int,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
-    """Train a compiled model on each window once, and print the losses."""
+    """Train a compiled model for one epoch, and print the losses."""
     model.fit(
         windows.inputs,
         windows.targets,

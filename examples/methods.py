@@ -1,12 +1,12 @@
-"""Full fine-tuning, LoRA, RandLoRA and their kin, put on a Keras model by name.
+"""Fine-tuning methods by name: full fine-tuning, LoRA, RandLoRA, VeRA and others.
 
 | name | what is trained |
 |---|---|
 | `full` | every weight |
-| `head` | only the layers that are trained beside adapters |
+| `head` | only the layers of `also_train` |
 | `lora-R` | Keras's own LoRA of rank R |
 | `randlora-R` | RandLoRA with bases of rank R |
-| `randlora-as-lora-R` | RandLoRA that trains about as many numbers as LoRA-R |
+| `randlora-as-lora-R` | RandLoRA with about as many parameters as LoRA-R |
 | `randlora-R-nN` | N bases only: an update of rank N·R |
 | `randlora-R-BASIS` | other bases: `kronecker`, …; `ternary100`: of sparsity 100 |
 | `vera-R` | one basis of rank R, which is VeRA's budget |
@@ -55,14 +55,14 @@ def adapt(
     seed: int = 0,
     others: Mapping[str, Adapter] | None = None,
 ) -> int:
-    """Prepare a plain model for a method, and return how many numbers it trains.
+    """Prepare a plain model for a method; return the number of trainable parameters.
 
     Args:
         model: A built, plain model; changed in place.
         method: A name of the table above, or one of `others` with a rank.
         targets: The layers to adapt, as in `enable_randlora`.
         exclude: Likewise.
-        also_train: Layers trained as they are, such as a new head.
+        also_train: Layers that are fully trained, such as a new head.
         seed: Of the random bases.
         others: More kinds of adapters: `{"dora": …}` for `dora-R`, called with the
             selected layers, the rank and the seed once everything is frozen.
@@ -96,7 +96,7 @@ def adapt(
 def _randlora_options(
     model: keras.Model, match: re.Match[str], where: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the options of `enable_randlora` that the name of a method holds."""
+    """Return the options of `enable_randlora` in the name of a method."""
     options: dict[str, Any] = {"basis": match["basis"] or "uniform"}
     for name in ("num_bases", "sparsity"):
         if match[name]:
@@ -111,12 +111,12 @@ def _randlora_options(
 
 
 def _scaled(rank: int, match: re.Match[str]) -> dict[str, Any]:
-    """Return the rank, and alpha where the name of the method holds its scale."""
+    """Return the rank, and alpha if the name of the method has a scale."""
     return {"rank": rank, "alpha": match["scale"] and rank * int(match["scale"])}
 
 
 def _freeze(model: keras.Model, where: Mapping[str, Any]) -> Selection:
-    """Freeze all but the layers that are trained as they are; return the selection."""
+    """Freeze all but the layers that are fully trained; return the selection."""
     selection = select(model, RandLoRAConfig(**where))
     for variable in model.weights:
         variable.trainable = False

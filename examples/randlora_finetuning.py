@@ -2,10 +2,10 @@
 
     python examples/randlora_finetuning.py --base_model smollm2 --data_path alpaca.jsonl
 
-Alpaca records are learned one a row, with the loss on their answers only; plain text is
-cut into windows. `--output_dir` gets `adapter.safetensors` (that of the lowest
-validation loss), `run.json`, `curves.png`, and on the way `checkpoint-STEP/`, from
-which `--resume` goes on exactly as if there had been no interruption.
+An Alpaca record is one row, with the loss on its answer only; plain text is cut into
+windows. `--output_dir` gets `adapter.safetensors` (that of the lowest validation loss),
+`run.json`, `curves.png`, and during training `checkpoint-STEP/`, from which `--resume`
+resumes exactly.
 """
 
 import argparse
@@ -75,14 +75,14 @@ CPU_ONLY = {
 
 
 class Data(NamedTuple):
-    """Rows to learn, their weights scaled, and rows to validate on."""
+    """Training rows, with scaled weights, and validation rows."""
 
     training: Windows
     validation: Windows | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fine-tune; return 0, or 2 where an option is wrong."""
+    """Fine-tune; return 0, or 2 if an option is wrong."""
     options = parse_arguments(arguments)
     os.environ["KERAS_BACKEND"] = options.backend  # read when Keras is imported
     if options.device == "cpu":
@@ -157,7 +157,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     names = ", ".join(LANGUAGE_MODELS)
     add("--backend", choices=BACKENDS, default="jax", help="what Keras runs on")
-    add("--device", choices=("cpu", "gpu"), help="default: a GPU where there is one")
+    add("--device", choices=("cpu", "gpu"), help="default: a GPU if there is one")
     add(
         "--base_model",
         default="smollm2",
@@ -169,38 +169,36 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="Alpaca records (.json, .jsonl) or plain text; default: Python's own help",
     )
     add("--output_dir", type=Path, default=Path("randlora-output"), help="results")
-    add("--batch_size", type=positive(int), default=4, help="rows of a step")
+    add("--batch_size", type=positive(int), default=4, help="rows per step")
     add(
         "--gradient_accumulation_steps",
         type=positive(int),
         default=1,
-        help="passes that a step's rows are divided into: less memory, the same steps",
+        help="passes per step: less memory, the same steps",
     )
-    add("--num_epochs", type=positive(float), default=1, help="times to read the data")
-    add(
-        "--max_steps", type=positive(int), help="stop after so many steps at the latest"
-    )
-    add("--learning_rate", type=positive(float), default=3e-4, help="highest rate")
-    add("--cutoff_len", type=positive(int), default=256, help="tokens of a row")
+    add("--num_epochs", type=positive(float), default=1, help="number of epochs")
+    add("--max_steps", type=positive(int), help="maximum number of steps")
+    add("--learning_rate", type=positive(float), default=3e-4, help="peak value")
+    add("--cutoff_len", type=positive(int), default=256, help="tokens per row")
     add(
         "--val_set_size",
         type=count_or_fraction,
         default=64,
-        help="records kept for validation: a count, or a fraction below 1; 0 for none",
+        help="records for validation: a count, or a fraction below 1; 0 for none",
     )
     add("--eval_step", type=positive(int), default=50, help="steps between validations")
-    add("--save_step", type=positive(int), default=100, help="and between checkpoints")
+    add("--save_step", type=positive(int), default=100, help="steps per checkpoint")
     add(
         "--patience",
         type=positive(int),
-        help="stop after so many validations without a new lowest loss",
+        help="validations without a lower loss before early stopping",
     )
     add("--rank", type=positive(int), default=32, help="rank of each basis")
     add("--randlora_alpha", type=positive(float), help="default: 20 times the rank")
     add("--randlora_dropout", type=float, default=0.0, help="on the adapter's input")
     add(
         "--randlora_target_modules",
-        help="names, globs, attention, mlp, all-linear, with commas between them; "
+        help="names, globs, attention, mlp, all-linear, separated by commas; "
         "default: the model's own choice",
     )
     bases = parser.add_mutually_exclusive_group()
@@ -220,10 +218,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         nargs="?",
         choices=("int8", "int4"),
         const="int4",
-        help="hold the frozen kernels in 8 or 4 bits",
+        help="quantize the frozen kernels to 8 or 4 bits",
     )
     add("--seed", type=int, default=0, help="of the bases and the order of the rows")
-    add("--resume", action="store_true", help="go on from the last checkpoint")
+    add("--resume", action="store_true", help="resume from the last checkpoint")
     add("--merge_to", type=Path, help="also write the merged model: folder or .keras")
     add("--tensorboard", type=Path, metavar="DIR", help="log for TensorBoard")
     add(
@@ -270,7 +268,7 @@ def count_or_fraction(text: str) -> float:
 
 
 def require_packages(options: argparse.Namespace) -> None:
-    """Check before the long work that the loggers are installed."""
+    """Check that the loggers are installed, before the work begins."""
     needed = {"tensorboard": ("tensorflow", "tensorboard"), "wandb": ("wandb",)}
     for option, packages in needed.items():
         for package in packages:
@@ -282,7 +280,7 @@ def require_packages(options: argparse.Namespace) -> None:
 
 
 def chosen_device(options: argparse.Namespace) -> str:
-    """Return `"gpu"` where the backend has one, else `"cpu"`."""
+    """Return `"gpu"` if the backend has one, else `"cpu"`."""
     found = has_gpu(options.backend)
     if options.device == "gpu" and not found:
         raise UserError(
@@ -312,7 +310,7 @@ def has_gpu(backend: str) -> bool:
 def prepare(
     documents: Sequence[Document], tokenizer: Tokenizer, options: argparse.Namespace
 ) -> Data:
-    """Make rows of `cutoff_len` tokens of records or of plain text."""
+    """Return rows of `cutoff_len` tokens from records or plain text."""
     length = options.cutoff_len
     with user_choices():
         if any(document.prompt for document in documents):
@@ -333,7 +331,7 @@ def prepare(
 def set_aside(
     documents: Sequence[Document], size: float
 ) -> tuple[list[Document], list[Document]]:
-    """Take records for validation, spread evenly; equal ones leave the training too."""
+    """Hold out records for validation, evenly; equal ones leave the training set."""
     total = len(documents)
     count = round(size * total) if size < 1 else int(size)
     if size and not 0 < count < total:
@@ -349,7 +347,7 @@ def set_aside(
 def set_text_aside(
     documents: Sequence[Document], size: float
 ) -> tuple[list[Document], list[Document]]:
-    """Take a fraction of plain text for validation, a tenth where a count is wanted."""
+    """Hold out a fraction of plain text for validation; a tenth if a count is given."""
     if not size:
         return list(documents), []
     return split(documents, size if size < 1 else HELD_OUT_FRACTION)
@@ -358,7 +356,7 @@ def set_text_aside(
 def answer_rows(
     documents: Sequence[Document], tokenizer: Tokenizer, length: int
 ) -> Windows:
-    """Return a row for each document, and say how many did not fit.
+    """Return a row for each document, and print how many did not fit.
 
     Args:
         documents: Prompts with answers; none gives no row.
@@ -384,7 +382,7 @@ def answer_rows(
 
 
 def order_of_rows(seed: int, total: int) -> Iterator[int]:
-    """Yield rows at random without end; each is used before one comes again."""
+    """Yield row indices without end, shuffled again for each epoch."""
     generator = np.random.default_rng(seed)
     while True:
         yield from generator.permutation(total)
@@ -401,7 +399,7 @@ def quantize(model: Any, mode: str) -> None:
 
 
 def adapt(model: Any, options: argparse.Namespace) -> int:
-    """Add RandLoRA, or Keras's LoRA; return how many numbers are trained."""
+    """Add RandLoRA, or Keras's LoRA; return the number of trainable parameters."""
     import keras_randlora as kr
     from examples import methods
 
@@ -424,15 +422,15 @@ def adapt(model: Any, options: argparse.Namespace) -> int:
 
 
 def number_of_steps(options: argparse.Namespace, total: int) -> int:
-    """Return the optimizer steps that read the rows `num_epochs` times."""
+    """Return the optimizer steps of `num_epochs` epochs."""
     steps = math.ceil(options.num_epochs * total / options.batch_size)
     return min(steps, options.max_steps or steps)
 
 
 def compile_for(model: Any, steps: int, options: argparse.Namespace) -> None:
-    """Compile with a rate that rises for a tenth of the steps and falls to zero.
+    """Compile with a schedule: warm-up over a tenth of the steps, then decay to zero.
 
-    Keras counts the passes of a step one by one for the schedule.
+    Keras counts each pass of a step for the schedule.
     """
     import keras
 
@@ -458,7 +456,7 @@ def compile_for(model: Any, steps: int, options: argparse.Namespace) -> None:
 
 
 def merge(options: argparse.Namespace, adapter: Path) -> None:
-    """Write the base with the best adapter folded in, in floating point."""
+    """Save the base with the best adapter merged, in floating point."""
     import keras_randlora as kr
 
     model, preprocessor = load(options.base_model)
@@ -474,7 +472,7 @@ def merge(options: argparse.Namespace, adapter: Path) -> None:
 
 
 def settings(options: argparse.Namespace, data: Data) -> dict[str, Any]:
-    """Return what a resumed run must share with the interrupted one."""
+    """Return the options that a resumed run must share with the interrupted one."""
     shared = {n: as_json(v) for n, v in vars(options).items() if n not in FREE}
     content = np.ascontiguousarray(data.training.token_ids)
     return {**shared, "checksum of the data": zlib.crc32(content)}
@@ -487,9 +485,9 @@ def train(
     steps: int,
     options: argparse.Namespace,
 ) -> None:
-    """Train from where `progress` stands, and keep it up to date.
+    """Train from `progress` on, and update it.
 
-    Each call of `fit` goes from one evaluation to the next.
+    Each call of `fit` trains up to the next evaluation.
     """
     order = order_of_rows(options.seed, len(data.training.token_ids))
     for _ in range(progress.step * options.batch_size):
@@ -538,7 +536,7 @@ def train(
 
 
 def reseed(model: Any, seed: int, number: int) -> None:
-    """Let dropout depend on the call of `fit` alone, not on what went before."""
+    """Let dropout depend only on the call of `fit`, not on earlier ones."""
     import keras
 
     generator = np.random.default_rng((seed, number))
@@ -557,12 +555,12 @@ def fit(
     added: list[Any],
     options: argparse.Namespace,
 ) -> tuple[list[float], float | None]:
-    """Train on rows once; return each step's loss, and the validation loss after."""
+    """Train for one epoch of rows; return each step's loss, and the validation loss."""
     import keras
 
     means: list[float] = []
     recorder = keras.callbacks.LambdaCallback(
-        # Not before: what Keras does to build a model may draw numbers too.
+        # Not before: building a model may draw random numbers too.
         on_epoch_begin=lambda *_: reseed(model, options.seed, number),
         on_train_batch_end=lambda step, logs: means.append(float(logs["loss"])),
     )
@@ -584,7 +582,7 @@ def fit(
 
 
 def evaluate(model: Any, windows: Windows, options: argparse.Namespace) -> float:
-    """Return the mean loss of learned tokens."""
+    """Return the mean loss of the tokens that count."""
     inputs, targets, weights = as_keras(windows)
     return model.evaluate(
         inputs,
@@ -623,30 +621,30 @@ def loggers(options: argparse.Namespace) -> list[Any]:
 
 
 def show_plan(trained: int, steps: int, data: Data, progress: Progress) -> None:
-    """Print what is about to happen."""
+    """Print the size of the run."""
     held = 0 if data.validation is None else len(data.validation.token_ids)
     print(
-        f"{trained:,} trained numbers, {len(data.training.token_ids):,} rows of "
+        f"{trained:,} trainable parameters, {len(data.training.token_ids):,} rows of "
         f"{data.training.token_ids.shape[1]} tokens, {held:,} to validate on, "
         f"{steps:,} steps."
     )
     if progress.step:
-        print(f"Going on after step {progress.step}.")
+        print(f"Resuming after step {progress.step}.")
 
 
 def show_results(output: Path, progress: Progress, options: argparse.Namespace) -> None:
-    """Print the losses and what was written."""
+    """Print the losses and the written files."""
     if progress.validation:
         first, last = progress.validation[0][1], progress.best
         print(f"\nValidation loss {first:.4f} before, {last:.4f} at its lowest.")
     print(f"Adapter: {output / ADAPTER}")
     if options.merge_to is not None:
         print(f"Merged model: {options.merge_to}")
-    print(f"Curves: {output / 'curves.png'}; all numbers: {output / 'run.json'}")
+    print(f"Curves: {output / 'curves.png'}; all results: {output / 'run.json'}")
 
 
 def plot(path: Path, progress: Progress, options: argparse.Namespace) -> None:
-    """Draw the loss of each step and the validation losses."""
+    """Plot the loss of each step and the validation losses."""
     method = "LoRA" if options.use_lora else "RandLoRA"
     curves.draw(
         path,

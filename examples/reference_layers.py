@@ -1,8 +1,8 @@
 """LoRA of whole kernels, DoRA and NoLA: small layers to compare RandLoRA with.
 
-A kernel `W` is seen as the matrix `(in, out)` that its layer multiplies by, also where
-Keras holds it with three axes; there Keras's own LoRA factorizes the last axis only,
-which for MiniLM's query, key and value trains six times the numbers of LoRA.
+A kernel `W` is read as the matrix `(in, out)` of its layer's product, also if Keras
+stores it with three axes. There Keras's own LoRA factors the last axis only, which for
+MiniLM's query, key and value trains six times as many parameters as LoRA.
 
 | name | kernel that the layer computes with |
 |---|---|
@@ -10,10 +10,9 @@ which for MiniLM's query, key and value trains six times the numbers of LoRA.
 | `dora-R` | `m · V / |V|` with `V = W + A B`, m `(out,)` (Liu et al., 2024) |
 | `nola-R` | `W + A B` of sums of frozen matrices (Koohpayegani et al., 2023) |
 
-NoLA: `A = Σ α_i A_i / √k` and `B = Σ β_i B_i / √k`, and the 2k numbers α and β are
-trained; layers share the random matrices, as far as their sizes agree. In all three B
-starts at zero, and so does the update. The layers are for comparisons within a process:
-they are not saved.
+NoLA: `A = Σ α_i A_i / √k` and `B = Σ β_i B_i / √k`; the 2k coefficients α and β are
+trained. Layers of equal sizes share the random matrices. In all three B starts at zero,
+and so does the update. The layers are for comparisons in one process and are not saved.
 """
 
 import functools
@@ -28,12 +27,12 @@ from keras import ops
 from keras_randlora.adapt import Selection
 from keras_randlora.layers import layout_of
 
-NOLA_MATRICES = 256  # k; 2k = 512 numbers a kernel, as many as VeRA of rank 128 has
+NOLA_MATRICES = 256  # k; 2k = 512 parameters per kernel, as VeRA of rank 128
 Array = Any
 
 
 class ReferenceLayer(keras.layers.Layer):
-    """What the three have in common: a mixin before the class of the plain layer."""
+    """Base class of the three: a mixin before the class of the plain layer."""
 
     plain_class: type[keras.layers.Layer]
 
@@ -46,16 +45,16 @@ class ReferenceLayer(keras.layers.Layer):
         self._tracker.lock()
 
     def add_variables(self, **options: Any) -> None:
-        """Create what is trained."""
+        """Create the trainable variables."""
         raise NotImplementedError
 
     def adapted(self, matrix: Array) -> Array:
-        """Return the matrix `(in, out)` to multiply by instead of the frozen one."""
+        """Return the adapted matrix `(in, out)`."""
         raise NotImplementedError
 
     @property
     def kernel(self) -> Array:
-        """The kernel that Keras's `call` multiplies by."""
+        """The kernel of Keras's `call`."""
         matrix = self.layout.to_matrix(ops.convert_to_tensor(self._kernel))
         return self.layout.to_kernel(self.adapted(matrix))
 
@@ -168,7 +167,7 @@ ADAPTERS = {"matrixlora": matrix_lora, "dora": dora, "nola": nola}
 def he_uniform(
     rng: np.random.Generator, inputs: int, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Return uniform numbers of variance `2 / inputs`."""
+    """Return uniform entries with variance `2 / inputs`."""
     bound = math.sqrt(6.0 / inputs)
     return rng.uniform(-bound, bound, shape)
 

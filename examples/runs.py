@@ -1,7 +1,7 @@
-"""Records of training runs: a line of JSON each, and tables with mean ± deviation.
+"""Records of training runs, one line of JSON each, and tables with mean ± deviation.
 
-A file of records only ever grows: runs that it has are not run again, several processes
-may write to it, and what a run that was cut short had finished is there.
+A file of records only grows. Runs in the file are not repeated, several processes may
+write to it, and an interrupted series keeps its finished runs.
 """
 
 import json
@@ -18,15 +18,15 @@ Record = dict[str, Any]
 
 
 def measured(run: Callable[[], Mapping[str, Any]], **what: Any) -> Record:
-    """Call a run; return what it is, what it returns, seconds, memory and machine.
+    """Run and return the record: identity, measurements, seconds, memory, machine.
 
     Args:
-        run: Returns what it measured, as JSON can hold it.
+        run: Returns its measurements, in JSON types.
         **what: Identifies the run: `method`, `seed`, `learning_rate`, ….
 
     Returns:
-        `{**what, **measured, "seconds", "peak_bytes", "machine"}`; the bytes are those
-        that the process holds at most during the run.
+        `{**what, **measured, "seconds", "peak_bytes", "machine"}`; the bytes are the
+        peak of the process during the run.
     """
     host = memory.HostMemory()
     host.settle()
@@ -51,18 +51,18 @@ def append(record: Mapping[str, Any], path: Path) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """Return the records of a file, none where there is no file."""
+    """Return the records of a file; none if there is no file."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def to_show(path: Path, published: Path) -> list[Record]:
-    """Return the records of a file that tables are wanted of.
+    """Return the records of a file, for tables.
 
     Args:
         path: The file.
-        published: Another that has some, for the message.
+        published: A file with records, for the message.
 
     Raises:
         FileNotFoundError: There are none.
@@ -77,7 +77,7 @@ def to_show(path: Path, published: Path) -> list[Record]:
 
 
 def shown(path: Path) -> str:
-    """Return a path as it is typed here."""
+    """Return a path relative to the current folder."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
@@ -88,7 +88,7 @@ def matching(records: Iterable[Record], **what: Any) -> list[Record]:
 
 
 def place(known: Sequence[str], name: str) -> int:
-    """Return where a name belongs in a known order: last if it is not in it."""
+    """Return the position of a name in a known order; last if it is not in it."""
     return known.index(name) if name in known else len(known)
 
 
@@ -103,7 +103,7 @@ def grouped(
 
 
 def run_once(path: Path, run: Callable[[], Mapping[str, Any]], **what: Any) -> Record:
-    """Return the record of a run, from the file if it is there already."""
+    """Return the record of a run, from the file if it is there."""
     if found := matching(read(path), **what):
         return found[-1]
     record = measured(run, **what)
@@ -112,7 +112,7 @@ def run_once(path: Path, run: Callable[[], Mapping[str, Any]], **what: Any) -> R
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Return `mean ± sample standard deviation`, the mean alone of equal values."""
+    """Return `mean ± sample standard deviation`; the mean alone for equal values."""
     if not values:
         return "–"
     mean = number(statistics.fmean(values), digits)
@@ -124,11 +124,11 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 def table(
     records: Sequence[Record], by: str, columns: Mapping[str, tuple[str, int, float]]
 ) -> str:
-    """Return a Markdown table, a line for each value of one field.
+    """Return a Markdown table, one row per value of one field.
 
     Args:
-        records: The runs; those of one line differ in their seeds only.
-        by: The field that tells the lines apart, in the order of the records.
+        records: The runs; those of one row differ in their seeds only.
+        by: The field of the rows, in the order of the records.
         columns: `{head: (field, decimals, unit)}`; values are divided by the unit.
     """
     lines = []
@@ -143,7 +143,7 @@ def table(
 
 
 def tuning_table(records: Sequence[Record], loss: str) -> str:
-    """Return a Markdown table of a loss, a line for each method, a column a rate."""
+    """Return a Markdown table of a loss: a row per method, a column per rate."""
     rates = {
         rate: f"{rate:g}" for rate in sorted({r["learning_rate"] for r in records})
     }

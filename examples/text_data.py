@@ -29,11 +29,11 @@ ALPACA_PROMPT_WITH_INPUT = (
 
 
 class TextDataError(ValueError):
-    """The text given cannot be trained on; the message says what to change."""
+    """Training on the given text is impossible; the message says what to change."""
 
 
 class Document(NamedTuple):
-    """A prompt, which is only read, and a text, whose tokens are learned.
+    """A prompt without loss, and a text whose tokens count in the loss.
 
     Plain text has an empty prompt.
     """
@@ -57,7 +57,7 @@ class Windows(NamedTuple):
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
-        """What keras-hub's language models take; no position is padding."""
+        """The inputs of keras-hub's language models; no position is padding."""
         return {
             "token_ids": self.token_ids,
             "padding_mask": np.ones_like(self.token_ids),
@@ -106,12 +106,11 @@ def load_documents(path: str | Path | None = None) -> list[Document]:
 def split(
     documents: Sequence[Document], held_out: float = 0.1
 ) -> tuple[list[Document], list[Document]]:
-    """Set a part of the documents aside, and keep all of it out of the other part.
+    """Split documents into a training set and a held-out set without overlap.
 
     Every tenth document is held out (for `held_out=0.1`), or the last one of fewer; of
-    a single document, its last tenth. Whatever the training part shares with the part
-    held out is then removed from training: equal records, and equal paragraphs of
-    plain text.
+    a single document, its last tenth. Then everything that both sets share is removed
+    from the training set: equal records, and equal paragraphs of plain text.
 
     Args:
         documents: At least one document.
@@ -137,8 +136,8 @@ def pack(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Wi
     """Join the documents' tokens and cut them into windows of one length.
 
     Each document ends with the tokenizer's end token and each window starts with its
-    start token, where it has them. Targets in a document's prompt have weight 0, and
-    windows with nothing to learn are dropped. So is what is left over at the end.
+    start token, if it has them. Targets in a document's prompt have weight 0. Windows
+    without a target and the incomplete window at the end are dropped.
 
     Args:
         documents: What to pack, in this order.
@@ -193,8 +192,8 @@ def rows(
 ) -> Windows:
     """Return a padded row for each prompt and answer; weights are 1 on answers.
 
-    Padding stands after the answers, where no token of a causal model looks. What does
-    not fit is cut from the end, and rows without any of their answer are left out.
+    Padding comes after the answers, where it cannot affect a causal model. Rows that
+    are too long are cut at the end; rows without any of their answer are left out.
     """
     padding = getattr(tokenizer, "pad_token_id", None) or 0
     fitting = [pair for pair in pairs if len(pair[0]) <= length]
@@ -208,9 +207,9 @@ def rows(
 
 
 def whole_batches(windows: Windows, batch_size: int) -> Windows:
-    """Repeat the first row without weight up to whole batches; scale the weights.
+    """Pad to whole batches with the first row at weight 0; scale the weights.
 
-    So there is one shape to compile, and Keras's mean is that over learned tokens.
+    So there is one shape to compile, and Keras's mean is over tokens with weight 1.
     """
     missing = -len(windows.token_ids) % batch_size
     token_ids, targets, weights = (
@@ -222,7 +221,7 @@ def whole_batches(windows: Windows, batch_size: int) -> Windows:
 
 
 def unit_mean(weights: np.ndarray) -> np.ndarray:
-    """Scale weights so that Keras's mean over all tokens is one over learned tokens."""
+    """Scale weights so that Keras's mean is over the tokens that count."""
     return weights / weights.mean()
 
 
@@ -233,7 +232,7 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
 
 
 def _python_help_topics() -> list[Document]:
-    """Return the language reference behind `help()`, one document for each topic."""
+    """Return the language reference of `help()`, one document for each topic."""
     from pydoc_data.topics import topics
 
     return [Document("", topics[name]) for name in sorted(topics)]
@@ -333,7 +332,7 @@ def _paragraphs(text: str) -> list[str]:
 def _stream(
     documents: Sequence[Document], tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return all tokens `(total,)` int32, and which of them are learned `(total,)`."""
+    """Return all tokens `(total,)` int32, and which count in the loss `(total,)`."""
     end = getattr(tokenizer, "end_token_id", None)
     end_ids = np.array([] if end is None else [end], "int32")
     token_ids, learned = [end_ids[:0]], [np.zeros(0, bool)]

@@ -39,7 +39,7 @@ from keras_randlora.tools import (
 EPOCH = "epoch"
 MODES = ("auto", "min", "max")
 OPTIMIZER_SUFFIX = ".optimizer.safetensors"
-# What the names of metrics hold that are better when small, and when large.
+# Parts of the names of metrics for which smaller is better, and larger.
 _SMALL = ("loss", "error", "perplexity", "mae", "mse", "divergence")
 _LARGE = ("acc", "auc", "precision", "recall", "f1", "iou", "bleu", "rouge")
 
@@ -47,44 +47,44 @@ _LARGE = ("acc", "auc", "precision", "recall", "f1", "iou", "bleu", "rouge")
 class RandLoRACheckpoint(keras.callbacks.Callback):
     """Saves the adapter, and nothing else, after each epoch or some steps.
 
-    Unlike `keras.callbacks.ModelCheckpoint` it writes λ, γ and what is trained beside
-    them: megabytes instead of the model. A crash leaves the former file whole. The file
-    holds what the model computes with at its moment; with `use_ema=True` averages only
-    if `keras.callbacks.SwapEMAWeights(swap_on_epoch=True)` comes before.
+    Unlike `keras.callbacks.ModelCheckpoint` it saves λ, γ and other trained variables:
+    megabytes instead of the model. A crash leaves the former file whole. The file holds
+    the current values; with `use_ema=True` it holds averages only if
+    `keras.callbacks.SwapEMAWeights(swap_on_epoch=True)` comes before.
 
-    Each file knows its epoch, step and value of `monitor`. A run that is gone on with
-    (its optimizer has made steps, its update is not zero, or `initial_epoch` is passed)
-    counts the files that `path` names already: the best of before stays the best. A new
-    run counts its own only.
+    Each file records its epoch, step and value of `monitor`. A resumed run (its
+    optimizer has made steps, its update is not zero, or `initial_epoch` is passed)
+    counts the existing files of `path`: the best so far stays the best. A new run
+    counts its own files only.
 
     Args:
         path: The adapter's file, ending in `.safetensors`. May have the fields of
-            `ModelCheckpoint`: `{epoch}`, counted from 1, `{batch}` where `save_freq` is
-            a number, and metrics: `"adapter-{epoch:02d}-{val_loss:.2f}.safetensors"`.
-            Missing folders are made.
-        monitor: The metric that decides which adapter is the best.
+            `ModelCheckpoint`: `{epoch}`, counted from 1, `{batch}` if `save_freq` is a
+            number, and metrics: `"adapter-{epoch:02d}-{val_loss:.2f}.safetensors"`.
+            Missing folders are created.
+        monitor: The metric that selects the best adapter.
         mode: Whether the best has the largest (`"max"`) or the smallest value
-            (`"min"`); `"auto"` tells from the metric's name.
-        save_best_only: Whether a file is written only when `monitor` is better than
-            ever before; NaN never is.
-        keep_last: How many of the latest files are kept; older ones are deleted once
-            the new one is whole, with their optimizer's. By default all are.
-        keep_best: How many files with the best values of `monitor` are kept, beside
-            the latest if both are given.
+            (`"min"`); `"auto"` infers it from the metric's name.
+        save_best_only: Whether to save only when `monitor` is better than ever before;
+            NaN never is.
+        keep_last: Number of latest files to keep; older ones, with their optimizer's,
+            are deleted after the new one is complete. By default all are kept.
+        keep_best: Number of files with the best values of `monitor` to keep, in
+            addition to the latest if both are given.
         save_freq: `"epoch"`, or a number of batches.
-        with_optimizer: Whether the optimizer's state is written beside the adapter, as
-            `NAME.optimizer.safetensors`, to go on with `load_optimizer`.
-        initial_value_threshold: With `save_best_only`, what `monitor` must be better
-            than from the start.
-        verbose: 1 to say what is written.
+        with_optimizer: Whether to save the optimizer's state next to the adapter, as
+            `NAME.optimizer.safetensors`, to resume with `load_optimizer`.
+        initial_value_threshold: With `save_best_only`, the value that `monitor` must
+            beat from the start.
+        verbose: 1 to print each saved file.
 
     Attributes:
         best: The best value of `monitor` so far, `None` before the first.
-        latest: The adapter's file that was written last, `None` before the first.
+        latest: The adapter file saved last, `None` before the first.
 
     Raises:
-        ValueError: An argument is out of range; when training begins: the model is not
-            adapted.
+        ValueError: An argument is out of range, or when training begins the model is
+            not adapted.
         TypeError: `save_freq` is neither `"epoch"` nor an integer.
         OSError: The file cannot be written.
 
@@ -149,26 +149,26 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         self._clock.begin_epoch()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Save, if it is time."""
+        """Save if a period has ended."""
         if self._clock.is_due(batch):
             self._save(logs or {}, batch=batch + 1)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Save, unless files are written after so many batches."""
+        """Save, unless `save_freq` is a number of batches."""
         if self.save_freq == EPOCH:
             self._save(logs or {})
 
     def newest(self) -> SavedAdapter | None:
-        """Return the newest file that `path` names, with its moment.
+        """Return the newest file of `path`, with its moment.
 
-        Its `moment.epoch` is the `initial_epoch` to go on with. `None` where there is
-        no file that knows its moment.
+        Its `moment.epoch` is the `initial_epoch` to resume with. `None` if no file
+        records its moment.
         """
         found = self._found()
         return found[-1] if found else None
 
     def _found(self) -> list[SavedAdapter]:
-        """Return the files that `path` names, or the process that writes finds."""
+        """Return the files of `path` that the writing process finds."""
         hosts = hosts_of(self.model.variables) if self.model is not None else Hosts()
         paths = matching(self.path) if hosts.writes else ()
         found = [(str(path), moment) for path in paths if (moment := read_moment(path))]
@@ -177,7 +177,7 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         return sorted(files, key=lambda file: (file.moment.step, file.moment.epoch))
 
     def _look_back(self) -> None:
-        """Count the files of the run that is gone on with."""
+        """Count the files of the run that is resumed."""
         self._files = [f for f in self._found() if f.moment.monitor == self.monitor]
         if not self.save_best_only:
             return
@@ -188,7 +188,7 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         if self.best != known:
             _say(
                 self.model,
-                f"RandLoRACheckpoint goes on from the best so far: {self.monitor} "
+                f"RandLoRACheckpoint resumes with the best so far: {self.monitor} "
                 f"{self.best:g}.",
             )
 
@@ -219,7 +219,7 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
             if file not in kept:
                 self._files.remove(file)
                 if _writes(self.model):
-                    # The adapter last: a run that goes on finds the files by it.
+                    # The adapter last: a resumed run finds the files by it.
                     file.path.with_suffix(OPTIMIZER_SUFFIX).unlink(missing_ok=True)
                     file.path.unlink(missing_ok=True)
         if self.verbose:
@@ -266,9 +266,8 @@ class UpdateRecord(NamedTuple):
         step: Steps of the optimizer so far.
         path: The layer's address, as in `get_adapter`.
         norm: Frobenius norm of the update.
-        relative_norm: The same over the norm of the frozen kernel.
-        effective_rank: Over how many directions the update is spread; see
-            `analysis.effective_rank`.
+        relative_norm: The same ÷ the norm of the frozen kernel.
+        effective_rank: Effective rank of the update; see `analysis.effective_rank`.
     """
 
     step: int
@@ -279,13 +278,13 @@ class UpdateRecord(NamedTuple):
 
 
 class RandLoRALogger(keras.callbacks.Callback):
-    """Logs the norm and the effective rank of the updates while they are trained.
+    """Logs the norm and the effective rank of the updates during training.
 
     Adds `update_norm` (Frobenius, of all updates together), `relative_update_norm`
-    (the same over the norm of the frozen kernels) and `effective_rank` (mean over the
-    layers) to the logs of each epoch, from where `History`, `CSVLogger`, `TensorBoard`
-    or W&B take them if they come after this callback. Each layer's own values go to
-    `records` and, if asked for, to TensorBoard.
+    (the same ÷ the norm of the frozen kernels) and `effective_rank` (mean over the
+    layers) to the logs of each epoch, for `History`, `CSVLogger`, `TensorBoard` or W&B
+    if they come after this callback. The values of each layer go to `records` and, with
+    `log_dir`, to TensorBoard.
 
     A layer with sides `l ≥ s` takes `2 · l · s²` operations on the host, and some
     more for the eigenvalues of an `s × s` matrix.
@@ -334,8 +333,8 @@ class RandLoRALogger(keras.callbacks.Callback):
         self._clock = _Clock(self.every)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Take the norms of the frozen kernels."""
-        self._latest = []  # the steps of another optimizer begin anew
+        """Compute the norms of the frozen kernels."""
+        self._latest = []  # another optimizer counts its own steps
         if self._make_writer and not self._writer and _writes(self.model):
             self._writer = self._make_writer(str(self.log_dir))
         self._kernel_norms = {
@@ -343,11 +342,11 @@ class RandLoRALogger(keras.callbacks.Callback):
         }
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Count the epoch's batches anew."""
+        """Restart the count of batches."""
         self._clock.begin_epoch()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Measure, if it is time."""
+        """Measure if a period has ended."""
         if self._clock.is_due(batch):
             self._measure()
 
@@ -364,7 +363,7 @@ class RandLoRALogger(keras.callbacks.Callback):
         logs["effective_rank"] = float(np.mean([r.effective_rank for r in measured]))
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Write out what TensorBoard has not seen yet."""
+        """Flush the values for TensorBoard."""
         if self._writer is not None:
             self._writer.flush()
 
@@ -393,7 +392,7 @@ class RandLoRALogger(keras.callbacks.Callback):
 
 
 class _Clock:
-    """Tells after which batches it is time, over epochs and jumps of the index."""
+    """Counts periods of batches, across epochs and jumps of the index."""
 
     def __init__(self, every: str | int) -> None:
         self._every = None if every == EPOCH else int(every)
@@ -404,7 +403,7 @@ class _Clock:
         self._last = -1
 
     def is_due(self, batch: int) -> bool:
-        """Whether a period is over with this batch; called once for each."""
+        """Whether a period ends with this batch; called once per batch."""
         self._waited += batch - self._last
         self._last = batch
         if self._every is None or self._waited < self._every:
@@ -425,12 +424,12 @@ def _say(model: keras.Model, text: str) -> None:
 
 
 def _steps(model: keras.Model) -> int:
-    """Return the steps that a model's optimizer has made."""
+    """Return the number of steps of a model's optimizer."""
     return int(to_numpy(model.optimizer.iterations)) if model.compiled else 0
 
 
 def _is_trained(model: keras.Model) -> bool:
-    """Whether a model was trained before, so that a run is gone on with."""
+    """Whether a model was trained before, so the run is resumed."""
     adapted = adapted_state(model).selection.adapted
     return _steps(model) > 0 or any(
         np.any(to_numpy(site.layer.randlora.lambda_)) for site in adapted
@@ -459,7 +458,7 @@ def _checked_frequency(name: str, value: Any) -> str | int:
 
 
 def _direction(monitor: str, mode: str) -> str:
-    """Return `"min"` where small values of the metric are better, else `"max"`."""
+    """Return `"min"` if smaller values of the metric are better, else `"max"`."""
     if mode == "auto":
         small, large = (
             any(part in monitor for part in parts) for parts in (_SMALL, _LARGE)

@@ -1,4 +1,4 @@
-"""The command `keras-randlora`: adapters inspected, merged, exported and converted."""
+"""The command `keras-randlora`: inspect, merge, export and convert adapters."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, or 1 where the command failed; one line on stderr says why.
+        The exit status: 0, or 1 if the command failed, with the reason in one line on
+        stderr.
 
     Raises:
-        SystemExit: With status 2 where the command cannot be understood, and with 0
-            after `--help`.
+        SystemExit: With status 2 if the command line is wrong, and with 0 after
+            `--help`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def info(arguments: argparse.Namespace) -> None:
-    """Print what an adapter file or a PEFT folder holds."""
+    """Print the content of an adapter file or a PEFT folder."""
     path = local_path(arguments.file)
     if path.is_dir():
         _info_of_folder(path)
@@ -74,7 +75,7 @@ def info(arguments: argparse.Namespace) -> None:
 
 
 def merge(arguments: argparse.Namespace) -> None:
-    """Fold adapters into a model and save it as a plain one."""
+    """Merge adapters into a model and save it as a plain model."""
     output = local_path(arguments.output)
     adapters: dict[PathLike, float] = dict(map(_weighted, arguments.adapter))
     if len(adapters) < len(arguments.adapter):
@@ -99,7 +100,7 @@ def merge(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Write the merged model in a format of another runtime."""
+    """Write the merged model for another runtime."""
     output = local_path(arguments.output)
     _require_free(output, arguments.overwrite)
     _require_suffix(output, FORMATS[arguments.format].suffix)
@@ -114,7 +115,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    """Turn a PEFT folder into an adapter file, or the other way round."""
+    """Convert a PEFT folder to an adapter file, or back."""
     if arguments.from_peft:
         output = checked_suffix(arguments.output)
         _require_free(output, arguments.overwrite)
@@ -140,7 +141,7 @@ def _info_of_file(path: Path) -> None:
         lambda_, gamma = file.tensors[f"{layer}/lambda"], file.tensors[f"{layer}/gamma"]
         _say(f"  {layer}  kernel {shape}, λ {lambda_.shape}, γ {gamma.shape}")
     for name in file.also_trained:
-        _say(f"  {name}  trained as it is")
+        _say(f"  {name}  fully trained")
     if file.moment is not None:
         _say(_moment(file.moment))
     count = sum(array.size for array in file.tensors.values())
@@ -154,7 +155,7 @@ def _info_of_folder(path: Path) -> None:
     for module, (lambda_, gamma) in folder.factors.items():
         _say(f"  {module}  λ {lambda_.shape}, γ {gamma.shape}")
     for name in folder.weights:
-        _say(f"  {name}  trained as it is")
+        _say(f"  {name}  fully trained")
     arrays = [array for pair in folder.factors.values() for array in pair]
     arrays += [*folder.biases.values(), *folder.weights.values()]
     count = sum(array.size for array in arrays)
@@ -165,7 +166,7 @@ def _info_of_folder(path: Path) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> keras.Model:
-    """Load the base model: a `.keras` file, or what keras-hub finds."""
+    """Load the base model: a `.keras` file, or a preset of keras-hub."""
     preset = arguments.preset
     _say(f"Loading {preset} on {keras.backend.backend()} …")
     if preset.endswith(".keras"):
@@ -212,13 +213,13 @@ def _weighted(adapter: str) -> tuple[str, float]:
 
 
 def _require_free(output: Path, overwrite: bool) -> None:
-    """Refuse before the long work what would be refused after it."""
+    """Refuse an existing output before the work begins."""
     if output.exists() and not overwrite:
         raise ValueError(f"'{output}' exists already. Pass --overwrite to replace it.")
 
 
 def _require_suffix(output: Path, suffix: str | None) -> None:
-    """Refuse the name of a file before the model is loaded."""
+    """Refuse a wrong suffix before the model is loaded."""
     if suffix is not None and output.suffix != suffix:
         raise ValueError(
             f"The file's name must end in '{suffix}'. Received: '{output}'."
@@ -243,7 +244,7 @@ def _say(line: object) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """Return the message in one line; of a long one the first and the last line."""
+    """Return the message in one line: its first and last line if it has several."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, RuntimeError) and len(lines) > 2:
         lines = [lines[0], lines[-1]]
@@ -258,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Inspect, merge, export and convert RandLoRA adapters.",
         epilog="`keras-randlora COMMAND --help` explains a command, with examples. "
-        "Exit status: 0, 1 where a command failed, 2 where it was not understood.",
+        "Exit status: 0, 1 if a command failed, 2 if the command line was wrong.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -274,8 +275,8 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(
         commands,
         merge,
-        "Fold one or several adapters into a model, and save it as a plain one that "
-        "opens without keras-randlora: W + sum of WEIGHT * update.",
+        "Merge one or several adapters into a model, and save a plain model that opens "
+        "without keras-randlora: W + sum of WEIGHT * update.",
         "keras-randlora merge --preset gemma3_270m --adapter a.safetensors --output m/",
         "keras-randlora merge --preset base/ --adapter a.safetensors=0.7 \\\n"
         "      --adapter b.safetensors=0.3 --output merged.keras",
@@ -302,13 +303,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(command)
     command.add_argument("--adapter", required=True, metavar="FILE")
     command.add_argument("--format", required=True, choices=FORMATS)
-    _add_output(command, "a folder, or a file that ends as the format wants")
+    _add_output(command, "a folder, or a file with the suffix of the format")
 
     command = _command(
         commands,
         convert,
-        "Turn the RandLora folder of Hugging Face PEFT into an adapter file, or an "
-        "adapter file into such a folder.",
+        "Convert a RandLora folder of Hugging Face PEFT to an adapter file, or an "
+        "adapter file to such a folder.",
         "keras-randlora convert --preset base/ --from-peft folder/ \\\n"
         "      --output a.safetensors",
         "keras-randlora convert --preset base/ --to-peft folder/ \\\n"
@@ -365,14 +366,14 @@ def _add_output(
 ) -> None:
     command.add_argument("--output", required=required, metavar="PATH", help=help)
     command.add_argument(
-        "--overwrite", action="store_true", help="replace what stands there"
+        "--overwrite", action="store_true", help="replace what is there"
     )
 
 
 def _checked_convert(
     command: argparse.ArgumentParser,
 ) -> Callable[[argparse.Namespace], None]:
-    """Return `convert`, with each direction's own arguments demanded."""
+    """Return `convert`, which requires the arguments of its direction."""
 
     def run(arguments: argparse.Namespace) -> None:
         needed, refused = ("output", "adapter")

@@ -33,7 +33,7 @@ GIVEN = "given"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerOptions:
-    """The options that concern one layer, and that it is built with.
+    """The options of one adapted layer.
 
     `RandLoRAConfig` describes them.
     """
@@ -93,11 +93,11 @@ class RandLoRAConfig(LayerOptions):
     Attributes:
         rank: Rank `r` of each random basis. More rank means fewer bases and
             *fewer* trainable parameters. May exceed the smaller side of a
-            kernel, which then gets a single basis.
+            kernel, which then has a single basis.
         targets: Names, paths, globs (`"*/query"`), regular expressions
             (`"re:.*(query|key)"`) or the groups `"attention"`, `"mlp"`,
             `"experts"`, `"conv"`, `"all-linear"`. `None` lets the model choose. A
-            weight that a layer holds itself is named by `<path of the layer>/<name>`.
+            bare weight of a layer is named by `<path of the layer>/<name>`.
         alpha: The update is scaled by `alpha / rank`. Default `20 * rank`.
         basis: Kind of the random bases: `"uniform"`, `"normal"`, `"binary"`,
             `"sparse"`, `"very_sparse"`, `"ternary"`, `"kronecker"`, whose products
@@ -112,17 +112,18 @@ class RandLoRAConfig(LayerOptions):
         exclude: Patterns like `targets`, subtracted from them.
         layers: Indices of the blocks to adapt. `None` means every block.
         train_bias: `"none"`, `"adapted"` (biases of adapted layers) or `"all"`.
-        also_train: Patterns of layers trained as they are and saved with the
+        also_train: Patterns of layers that are fully trained and saved with the
             adapter (a classifier's head, norms).
-        weight_axes: For weights that a layer of your own holds itself and multiplies
-            by, the role of each axis by path or pattern:
-            `{"*/experts/bank": "batch in out"}`. keras-hub's are known.
+        weight_axes: For bare weights that your own layers use in matmuls, the role of
+            each axis by path or pattern: `{"*/experts/bank": "batch in out"}`.
+            keras-hub's are known.
         basis_storage: `"stored"` keeps one shared pair of bases;
             `"regenerated"` draws them in each call and keeps none.
-        compute: `"materialized"` forms the adapted kernel, `"factored"` sends
-            the activations through the factors, `"auto"` counts operations.
-        shared_in_batch: What the matrices of a batch, such as the experts of a layer,
-            share: `"none"`, `"lambda"` or `"gamma"`, for fewer parameters.
+        compute: `"materialized"` forms the adapted kernel, `"factored"` passes the
+            activations through the factors, `"auto"` takes the one with fewer
+            operations.
+        shared_in_batch: The factor that the matrices of a batch, such as the experts of
+            a layer, share: `"none"`, `"lambda"` or `"gamma"`, for fewer parameters.
 
     Raises:
         ValueError: An option is outside its range.
@@ -164,7 +165,7 @@ class RandLoRAConfig(LayerOptions):
             options: The other options, by name.
 
         Raises:
-            TypeError: An option is unknown, or stands beside a configuration.
+            TypeError: An option is unknown, or is passed beside a configuration.
             ValueError: An option is outside its range.
         """
         config = options.pop("config", None)
@@ -208,7 +209,7 @@ class RandLoRAConfig(LayerOptions):
 
     @property
     def layer_options(self) -> LayerOptions:
-        """The part of the configuration that concerns one layer."""
+        """The options of one layer."""
         names = [field.name for field in dataclasses.fields(LayerOptions)]
         return LayerOptions(**{name: getattr(self, name) for name in names})
 
@@ -218,7 +219,7 @@ class RandLoRAConfig(LayerOptions):
         return self.train_bias != "none"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options by name, all of types that JSON has."""
+        """Return the options by name, in JSON types."""
         return json.loads(self.to_json())
 
     @classmethod
@@ -260,7 +261,7 @@ def _names() -> list[str]:
 
 
 def _require_known(options: dict[str, Any]) -> None:
-    """Refuse an option that there is not."""
+    """Refuse unknown options."""
     for name in options:
         if name not in _names():
             near = difflib.get_close_matches(name, _names(), n=1)

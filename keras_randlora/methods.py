@@ -1,4 +1,4 @@
-"""What importing `keras_randlora` adds to `keras.Model`: methods, and its guards."""
+"""Methods and guards that importing `keras_randlora` adds to `keras.Model`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METHODS = {
 
 
 def install() -> None:
-    """Make `model.enable_randlora(...)` and its like the functions themselves."""
+    """Add `enable_randlora` and the other functions to `keras.Model` as methods."""
     for name, function in METHODS.items():
         setattr(keras.Model, name, function)
     install_guards()

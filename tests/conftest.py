@@ -49,6 +49,17 @@ def seed():
     return 1337
 
 
+@pytest.fixture
+def in_strips(monkeypatch):
+    """Form the updates of small kernels in strips, as those of wide ones."""
+    from keras_randlora.update import strips
+
+    monkeypatch.setattr(strips, "FEWEST_ENTRIES", 0)
+    monkeypatch.setattr(strips, "FEWEST_COLUMNS", 1)
+    monkeypatch.setattr(strips, "STRIP_OF_UPDATE", 300)
+    monkeypatch.setattr(strips, "STRIP_OF_GRADIENT", 600)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _quick_collection():
     """Keep the garbage collector from the frameworks: half a million objects.

@@ -174,7 +174,7 @@ def test_the_best_of_before_an_interruption_stays(tmp_path, way, capsys):
         epochs=begins + 2,
     )
     assert path.read_bytes() == before and again.best == 1.0 and again.latest is None
-    assert "goes on from the best so far: val_loss 1." in capsys.readouterr().out
+    assert "resumes with the best so far: val_loss 1." in capsys.readouterr().out
     fit(resumed, Losses("val_loss", [0.5]), best(), epochs=1)
     assert best().newest().moment.value == 0.5
     fit(adapted(), Losses("val_loss", [7.0]), best(), epochs=1)  # a new run

@@ -1,4 +1,4 @@
-"""Fine-tune language models on questions of common sense, and count right answers."""
+"""Commonsense reasoning: fine-tune language models and measure their accuracy."""
 
 import sys
 from pathlib import Path

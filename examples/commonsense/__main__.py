@@ -1,7 +1,7 @@
-"""Compare RandLoRA with LoRA and full fine-tuning on questions of common sense.
+"""Compare RandLoRA with LoRA and full fine-tuning on commonsense reasoning.
 
-`train` appends a record for each run to a file, and leaves out the runs that are there;
-`tables` prints what the file holds as Markdown.
+`train` appends a record for each run to a file and skips the runs that it holds.
+`tables` prints the file as Markdown tables.
 """
 
 import argparse
@@ -29,8 +29,8 @@ OUT = Path("runs/commonsense.jsonl")
 PUBLISHED = Path(__file__).with_name("runs.jsonl")
 METHODS = ["none", "full", "lora-8", "lora-16", "lora-32", "randlora-as-lora-8"]
 METHODS += ["randlora-as-lora-16", "randlora-as-lora-32", "vera-256"]
-# Where to begin; by method, or by what its name begins with. Of 1e-4, 3e-4 and 1e-3
-# the best for LoRA and RandLoRA on SmolLM2, see docs/results.md; the others not tuned.
+# Default learning rates, by method or by the beginning of its name. Of 1e-4, 3e-4 and
+# 1e-3 the best for LoRA and RandLoRA on SmolLM2 (docs/results.md); others not tuned.
 LEARNING_RATES = {
     "full": 2e-5,
     "lora": 3e-4,
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Make the runs of this shard."""
+    """Run this shard."""
     os.environ["KERAS_BACKEND"] = options.backend  # read when Keras is imported
     jobs = list(planned(options))
     with user_choices():
@@ -76,7 +76,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def planned(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return what identifies each run of this shard."""
+    """Return the identity of each run of this shard."""
     shared = ("preset", "backend", "batch_size", "cutoff", "train_examples")
     shared += ("test_examples", "generate_examples")
     found = []
@@ -100,7 +100,7 @@ def planned(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def learning_rate(method: str, given: dict[str, float]) -> float:
-    """Return the rate of a method: by its name, or by what its name begins with."""
+    """Return the learning rate of a method, by its name or the beginning of it."""
     rates = {**LEARNING_RATES, **given}
     names = [name for name in rates if method == name or method.startswith(f"{name}-")]
     if not names:
@@ -129,14 +129,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     commands = parser.add_subparsers(metavar="train|tables", required=True)
     command = commands.add_parser(
         "train",
-        help="run what is not in the file yet",
+        help="run what the file does not hold yet",
         formatter_class=DefaultsHelp,
     )
     command.set_defaults(command=train)
     add = command.add_argument
     names = ", ".join(LANGUAGE_MODELS)
-    add("--preset", default="smollm2", help=f"{names}, or what keras-hub loads")
-    add("--data", type=Path, required=True, help="folder with commonsense/*.json in it")
+    add("--preset", default="smollm2", help=f"{names}, or a preset of keras-hub")
+    add("--data", type=Path, required=True, help="folder with commonsense/*.json")
     add("--backend", choices=BACKENDS, default="jax", help="what Keras runs on")
     add(
         "--methods",
@@ -146,15 +146,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add("--seeds", type=positive(int), default=3, help="runs of each method")
     add("--steps", type=positive(int), default=48, help="optimizer steps")
-    add("--batch-size", type=positive(int), default=4, help="questions of a step")
-    add("--cutoff", type=positive(int), default=160, help="tokens of a question")
+    add("--batch-size", type=positive(int), default=4, help="questions per step")
+    add("--cutoff", type=positive(int), default=160, help="tokens per question")
     add(
         "--train-examples",
         type=count,
         default=192,
-        help="as many of each training file as can be; 0: all",
+        help="divided equally among the training files; 0: all",
     )
-    add("--test-examples", type=count, default=40, help="of each task; 0: all")
+    add("--test-examples", type=count, default=40, help="per task; 0: all")
     add("--generate-examples", type=count, default=8, help="of these; 0: none")
     add(
         "--learning-rate",
@@ -162,7 +162,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         type=method_and_rate,
         default=[],
         metavar="METHOD=RATE",
-        help="of a method, or of all whose names begin so; default: "
+        help="of a method, or of all methods whose name begins like this; default: "
         + ", ".join(f"{name}={rate:g}" for name, rate in LEARNING_RATES.items()),
     )
     add(
@@ -182,7 +182,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def count(text: str) -> int:
-    """Return a number from 0 on."""
+    """Return a non-negative integer."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must not be negative. Received: {text}")

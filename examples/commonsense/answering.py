@@ -1,4 +1,4 @@
-"""What a language model answers: the likeliest answer, and the one that it writes."""
+"""Answers of a language model: the most likely one, and the generated one."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ Pair = tuple[list[int], list[int]]
 
 
 class Judgement(NamedTuple):
-    """How a model reads one question.
+    """A model's likelihoods for one question.
 
     Attributes:
         log_likelihoods: Of each answer after the words that all answers share, `(n,)`.
@@ -56,14 +56,14 @@ def judge(
     length: int,
     batch_size: int,
 ) -> list[Judgement]:
-    """Return how a model reads each question.
+    """Return a model's likelihoods for each question.
 
     Args:
         model: A causal language model without a preprocessor.
         questions: The questions.
         tokenizer: A keras-hub tokenizer.
-        length: Tokens of a row; of a longer prompt the beginning is cut.
-        batch_size: Rows read at once; all batches have one shape.
+        length: Tokens of a row; a longer prompt is cut at its beginning.
+        batch_size: Rows per batch; all batches have one shape.
     """
     readings = [reading(question, tokenizer, length) for question in questions]
     most = max(len(question.answers) for question in questions)
@@ -109,7 +109,7 @@ def reading(question: Question, tokenizer: Tokenizer, length: int) -> Reading:
 def learning_rows(
     questions: Sequence[Question], tokenizer: Tokenizer, length: int
 ) -> Windows:
-    """Return a row for each question with its right sentence, which is learned."""
+    """Return a training row for each question: the prompt and the right sentence."""
     pairs = [encode(question.document, tokenizer) for question in questions]
     fitted = [fitting([pair], length, tokenizer)[0] for pair in pairs]
     return rows(fitted, length, tokenizer)
@@ -128,7 +128,7 @@ def fitting(pairs: list[Pair], length: int, tokenizer: Tokenizer) -> list[Pair]:
 
 
 def shared_tokens(sentences: Sequence[Sequence[int]]) -> int:
-    """Return how many leading tokens all sentences have in common."""
+    """Return the number of leading tokens that all sentences share."""
     columns = zip(*sentences, strict=False)
     return next(
         (place for place, column in enumerate(columns) if len(set(column)) > 1),
@@ -220,17 +220,17 @@ def write(
     length: int,
     batch_size: int,
 ) -> list[str]:
-    """Return what a model writes after each prompt, greedily, `NEW_TOKENS` at most.
+    """Return a model's greedy continuation of each prompt, of at most `NEW_TOKENS`.
 
-    Prompts of about the same length are answered together, since keras-hub begins where
-    the shortest of a batch ends.
+    Prompts of similar length share a batch, since keras-hub generates from the end of
+    the shortest prompt in a batch.
 
     Args:
         model: A causal language model, compiled with the greedy sampler.
         questions: The questions.
         tokenizer: A keras-hub tokenizer.
-        length: Tokens of a prompt at most; of a longer one the beginning is cut.
-        batch_size: Prompts of a batch.
+        length: Most tokens of a prompt; a longer one is cut at its beginning.
+        batch_size: Prompts per batch.
     """
     prompts = [
         without_beginning(
@@ -274,7 +274,7 @@ def _padded(
 def accuracy_of_likelihoods(
     questions: Sequence[Question], judgements: Sequence[Judgement]
 ) -> float:
-    """Return the fraction of questions whose right answer is the likeliest."""
+    """Return the fraction of questions whose right answer is the most likely."""
     pairs = zip(questions, judgements, strict=True)
     return float(np.mean([j.log_likelihoods.argmax() == q.correct for q, j in pairs]))
 

@@ -1,4 +1,4 @@
-"""The questions: Alpaca records whose instruction names the answers to choose from.
+"""The questions: Alpaca records whose instruction lists the possible answers.
 
 | file | answers |
 |---|---|
@@ -20,7 +20,7 @@ TASKS = ("ARC-Easy", "ARC-Challenge", "openbookqa", "boolq", "piqa")
 TRAINED_TASKS = TASKS[:-1]
 LEAD = "the correct answer is "
 _FORMAT = re.compile(r"Answer format: (\S+)")
-# Those of LLM-Adapters' evaluation, which takes the first in a text.
+# The answer words of LLM-Adapters' evaluation, which takes the first in a text.
 _ANSWER_WORDS = tuple(map(re.compile, ("answer[1-5]", "solution[12]", "true|false")))
 
 
@@ -28,8 +28,8 @@ class Question(NamedTuple):
     """A question and its answers.
 
     Attributes:
-        prompt: All that stands before the answer, in Alpaca's form.
-        answers: What there is to choose from.
+        prompt: Everything before the answer, in Alpaca's form.
+        answers: The possible answers.
         correct: Index of the right one.
     """
 
@@ -43,7 +43,7 @@ class Question(NamedTuple):
 
     @property
     def document(self) -> Document:
-        """The prompt, and the sentence to learn."""
+        """The prompt, and the sentence to train on."""
         return Document(self.prompt, self.written(self.correct))
 
 
@@ -51,8 +51,8 @@ def training_questions(folder: Path, count: int = 0) -> list[Question]:
     """Return the questions of all training files.
 
     Args:
-        folder: Where `commonsense/TASK.train.json` are.
-        count: How many, as equal numbers of each file as can be; 0 for all.
+        folder: The folder of `commonsense/TASK.train.json`.
+        count: Number of questions, divided equally among the files; 0 for all.
     """
     found = []
     for index, task in enumerate(TRAINED_TASKS):
@@ -73,9 +73,9 @@ def test_questions(folder: Path, count: int = 0) -> dict[str, list[Question]]:
 
 
 def first_at_random(questions: Sequence[Question], count: int | None) -> list[Question]:
-    """Return the first of the permutation that NumPy's generator of seed 0 draws.
+    """Return the first questions of a permutation by NumPy's generator with seed 0.
 
-    The same questions for every method and seed; fewer are a part of more.
+    They are the same for every method and seed; a smaller set is part of a larger one.
     """
     order = np.random.default_rng(0).permutation(len(questions))
     return [questions[i] for i in order[:count]]
@@ -105,7 +105,7 @@ def _question(document: Document, where: str) -> Question:
 
 
 def answer_in(text: str, question: Question) -> str | None:
-    """Return the first answer word of a text, of those that such questions have."""
+    """Return the first answer word in a text, of the words for such questions."""
     own = re.compile("|".join(map(re.escape, question.answers)))
     known = (words for words in _ANSWER_WORDS if words.fullmatch(question.answers[0]))
     found = next(known, own).search(text)

@@ -1,4 +1,4 @@
-"""One run of the comparison: load, adapt by a method, train, answer the questions."""
+"""One run of the comparison: load, adapt, train, answer the questions."""
 
 import argparse
 import gc
@@ -35,7 +35,7 @@ def run(
     test: dict[str, list[Question]],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Train once and return what the model answers.
+    """Train a model and return its loss and accuracy.
 
     Returns:
         `trained`; `held_out_loss`, nats a token; the fraction of right answers as
@@ -69,7 +69,7 @@ def answered(
     test: dict[str, list[Question]],
     options: argparse.Namespace,
 ) -> dict[str, float]:
-    """Let a model answer the questions of all tasks; see `run`."""
+    """Return a model's accuracy on all tasks; see `run`."""
     sizes = (tokenizer, options.cutoff, options.batch_size)
     everything = [question for questions in test.values() for question in questions]
     judgements = judge(model, everything, *sizes)
@@ -92,9 +92,9 @@ def answered(
 
 
 def named_targets(model: Any, targets: list[str]) -> list[str]:
-    """Return the targets, with `paper` as this model's names of the paper's layers.
+    """Return the targets; `paper` becomes this model's names of the paper's layers.
 
-    They are query, key, value, up and down projection.
+    These are the query, key, value, up and down projections.
     """
     if targets != [PAPER]:
         return targets

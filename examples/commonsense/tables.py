@@ -1,4 +1,4 @@
-"""Markdown tables of the records: a table for each setting, a line for each method."""
+"""Markdown tables of the records: a table for each setting, a row for each method."""
 
 import re
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ def _tables_of(records: list[runs.Record]) -> str:
         if way == "likelihood":
             columns |= {
                 "held-out loss": ("held_out_loss", 3, 1),
-                "trained, M": ("trained", 2, 1e6),
+                "trainable, M": ("trained", 2, 1e6),
                 "minutes": ("seconds", 1, 60),
                 "peak, GB": ("peak_bytes", 2, 1e9),
             }
@@ -42,17 +42,17 @@ def _tables_of(records: list[runs.Record]) -> str:
 
 
 def _place(record: runs.Record) -> tuple[Any, ...]:
-    """Return where a record belongs: what is of one rank stands together."""
+    """Return the sort key of a record: methods of equal rank are neighbours."""
     method, rate = record["method"], record["learning_rate"] or 0.0
     rank = re.search(r"-(\d+)", method)
     return int(rank[1]) if rank else 0, rate > 0, method, rate, record["seed"]
 
 
 def label(record: runs.Record, records: Iterable[runs.Record]) -> str:
-    """Return a record's method, with the rate and the steps where they differ."""
+    """Return a record's method, with learning rate and steps where these differ."""
     own = runs.matching(records, method=record["method"])
     text = record["method"]
-    for name, form in (("learning_rate", "rate {:g}"), ("steps", "{} steps")):
+    for name, form in (("learning_rate", "learning rate {:g}"), ("steps", "{} steps")):
         if len({other[name] for other in own}) > 1:
             text += ", " + form.format(record[name])
     return text

@@ -1,4 +1,4 @@
-"""Look at ranks, counts and memory before a number is trained.
+"""Choose rank, targets and basis; count parameters and memory before training.
 
 python examples/guides/choosing.py
 """
@@ -14,8 +14,8 @@ model = keras_hub.models.Llama3CausalLM.from_preset("llama3.2_1b")
 # --8<-- [start:rank]
 as_lora = kr.rank_like_lora(model, lora_rank=16, targets="all-linear")
 for_budget = kr.rank_for_budget(model, 2_000_000, targets="all-linear")
-print(f"As many numbers as LoRA of rank 16: rank={as_lora}")
-print(f"About two million numbers: rank={for_budget}")
+print(f"As many parameters as LoRA of rank 16: rank={as_lora}")
+print(f"About two million parameters: rank={for_budget}")
 # --8<-- [end:rank]
 
 # --8<-- [start:counts]
@@ -24,7 +24,7 @@ for rank in (8, 32, 128):
     report = kr.enable_randlora(model, rank=rank, targets="all-linear")
     counts[rank] = report.trainable
     kr.disable_randlora(model)
-    print(f"rank={rank}: {counts[rank]:,} numbers, {report.share:.2%} of the model")
+    print(f"rank={rank}: {counts[rank]:,} parameters, {report.share:.2%} of the model")
 # --8<-- [end:counts]
 
 # --8<-- [start:plan]

@@ -1,4 +1,4 @@
-"""Adapt the experts of a mixture, and a weight that a layer of one's own holds.
+"""Adapt the experts of a mixture, and a bare weight of your own layer.
 
 python examples/guides/experts.py
 """
@@ -39,7 +39,7 @@ print(shared)
 
 # --8<-- [start:own]
 class Heads(keras.layers.Layer):
-    """A matrix of its own for each of four heads."""
+    """Four heads with one matrix each."""
 
     def build(self, input_shape):
         self.bank = self.add_weight(name="bank", shape=(4, input_shape[-1], 8))

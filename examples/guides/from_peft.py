@@ -1,4 +1,4 @@
-"""Take over an adapter that PEFT's RandLora trained, and give one back.
+"""Load an adapter that PEFT's RandLora trained, and save one for PEFT.
 
 python examples/guides/from_peft.py
 """

@@ -1,4 +1,4 @@
-"""Teach Gemma 3 to answer in one word, and keep an adapter of some megabytes.
+"""Fine-tune Gemma 3 to answer in one word, and save an adapter of some megabytes.
 
 python examples/guides/gemma.py
 """

@@ -1,4 +1,4 @@
-"""Fine-tune a vision transformer on pictures of three kinds of stripes.
+"""Image classification: fine-tune a vision transformer on three kinds of stripes.
 
 python examples/guides/image_classification.py
 """
@@ -18,7 +18,7 @@ classifier = keras_hub.models.ViTImageClassifier.from_preset(
 
 # --8<-- [start:data]
 def stripes(count, size=224, seed=0):
-    """Return pictures `(count, size, size, 3)` of 0 to 255, and what they show."""
+    """Return images `(count, size, size, 3)` of 0 to 255, and their labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, count)  # 0: level, 1: upright, 2: slanting
     row, column = np.mgrid[:size, :size]
@@ -52,7 +52,7 @@ history = classifier.fit(images, labels, batch_size=8, epochs=5)
 unseen, expected = stripes(16, seed=1)
 with kr.merged(classifier):  # plain layers with merged kernels, for the block
     found = classifier.predict(unseen, batch_size=8).argmax(axis=-1)
-print(f"{(found == expected).mean():.0%} of the unseen pictures")
+print(f"Held-out accuracy: {(found == expected).mean():.0%}")
 # --8<-- [end:check]
 
 # --8<-- [start:ship]

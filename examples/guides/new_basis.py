@@ -1,4 +1,4 @@
-"""A new basis: four levels, which would fit into two bits an entry.
+"""A new basis with four levels, two bits per entry.
 
 python examples/guides/new_basis.py
 """

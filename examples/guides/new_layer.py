@@ -1,4 +1,4 @@
-"""A new kind of layer: scores for words, from a matrix that holds a row for each.
+"""A new kind of layer: scores for words, from a matrix with one row per word.
 
 python examples/guides/new_layer.py
 """

@@ -1,4 +1,4 @@
-"""Fine-tune a model whose frozen kernels stand in four bits.
+"""Fine-tune a model with frozen int4 kernels.
 
 python examples/guides/quantized.py
 """

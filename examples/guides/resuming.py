@@ -1,4 +1,4 @@
-"""Stop a fine-tuning and go on exactly as if there had been no interruption.
+"""Interrupt a fine-tuning run and resume it exactly.
 
 python examples/guides/resuming.py
 """
@@ -24,7 +24,7 @@ def base():
 
 
 def compiled(model):
-    """Compile in the same way each time."""
+    """Compile the same way each time."""
     model.compile(
         optimizer=keras.optimizers.AdamW(3e-3),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

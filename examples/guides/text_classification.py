@@ -1,4 +1,4 @@
-"""Fine-tune BERT as a classifier of sentences, its new head beside the adapter.
+"""Text classification: fine-tune BERT with an adapter and a new head.
 
 python examples/guides/text_classification.py
 """

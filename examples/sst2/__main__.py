@@ -1,9 +1,9 @@
-"""MiniLM on SST-2: RandLoRA, full fine-tuning, LoRA and their kin, run by run.
+"""Text classification: MiniLM on SST-2, RandLoRA beside full fine-tuning and LoRA.
 
-First `learning-rates`, then `methods`, `table3`, `table4` and `few-shot`, which take
-the rates that it found. Each run is a line of the file `--out`; what is there is not
-run again. `tables` prints what the file holds; `figures` trains three models and draws
-them. The defaults suit a CPU: one core takes a minute or two for most runs.
+Run `learning-rates` first, then `methods`, `table3`, `table4` and `few-shot`, which use
+the learning rates it found. Each run is a line of the file `--out`; runs in the file
+are not repeated. `tables` prints the file; `figures` trains three models and plots
+them. The defaults suit a CPU: most runs take a minute or two on one core.
 """
 
 import argparse
@@ -57,29 +57,29 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--steps",
         type=positive(int),
         default=100,
-        help="optimizer steps of a run; in few-shot one round of 50 %% and 100 %%",
+        help="optimizer steps of a run; in few-shot one epoch of 50 %% and 100 %%",
     )
-    add("--batch-size", type=positive(int), default=16, help="sentences of a step")
+    add("--batch-size", type=positive(int), default=16, help="sentences per step")
     add(
         "--sequence-length",
         type=positive(int),
         default=48,
-        help="tokens of a sentence; all but 2 %% of the sentences fit in",
+        help="tokens of a sentence; 98 %% of the sentences fit",
     )
-    add("--methods", nargs="+", help="these only, instead of the experiment's own")
-    add("--rates", nargs="+", type=float, default=RATES, help="of learning-rates")
+    add("--methods", nargs="+", help="methods, instead of the experiment's own")
+    add("--rates", nargs="+", type=float, default=RATES, help="learning rates to try")
     add(
         "--budgets",
         nargs="+",
         choices=BUDGETS,
         default=BUDGETS,
-        help="of few-shot: sentences of each class, or a share of all",
+        help="of few-shot: sentences per class, or a share of all",
     )
-    add("--learning-rate", type=float, help="for all, instead of the chosen ones")
+    add("--learning-rate", type=float, help="for all runs, instead of the chosen ones")
     add("--shard", type=shard, default="1/1", metavar="I/N", help="part I of N")
     figures = parser.add_argument_group("figures")
     add = figures.add_argument
-    add("--folder", type=Path, default=Path("docs/figures"), help="of the pictures")
+    add("--folder", type=Path, default=Path("docs/figures"), help="of the plots")
     add("--html", type=Path, help="also the loss plane as a page, about 5 MB")
     add("--lora", default="matrixlora-16", help="the LoRA of the figures")
     add("--randlora", default="randlora-as-lora-16:2", help="the RandLoRA")
@@ -118,7 +118,7 @@ def options_of(given: argparse.Namespace) -> Options:
 
 
 def run_all(given: argparse.Namespace) -> None:
-    """Run what is not in the file yet."""
+    """Run what the file does not hold yet."""
     plans = planned(given.experiment, options_of(given), runs.read(given.out))
     part, parts = given.shard
     plans = plans[part - 1 :: parts]
@@ -133,7 +133,7 @@ def run_all(given: argparse.Namespace) -> None:
         found = ", ".join(f"{name} {value:.3f}" for name, value in judged.items())
         print(
             f"{number}/{len(plans)} {plan.method}, budget {plan.budget}, seed "
-            f"{plan.seed}, rate {plan.learning_rate:g}: {found}; "
+            f"{plan.seed}, learning rate {plan.learning_rate:g}: {found}; "
             f"{record['seconds']:.0f} s",
             flush=True,
         )
@@ -149,7 +149,7 @@ def show_tables(given: argparse.Namespace) -> None:
 
 
 def draw_figures(given: argparse.Namespace) -> None:
-    """Train three methods from one start, draw them, print the numbers."""
+    """Train three methods from one start, plot them, print the figures."""
     options, records = options_of(given), runs.read(given.out)
     rates = {
         method: rate_of(method, options, records)
@@ -168,12 +168,12 @@ def draw_figures(given: argparse.Namespace) -> None:
     print(figures.spectra(trained, given.folder / "sst2_spectra.png"), end="\n\n")
     cka = given.folder / "sst2_cka.png"
     print(figures.likeness(trained, corpus.dev.take(rows), cka), end="\n\n")
-    pictures = [given.folder / "sst2_loss_plane.png", given.html]
+    plots = [given.folder / "sst2_loss_plane.png", given.html]
     print(
         figures.plane(
             trained,
             corpus.train.take(rows),
-            [path for path in pictures if path],
+            [path for path in plots if path],
             resolution=given.resolution,
             batch_size=min(32, given.sentences),
         )

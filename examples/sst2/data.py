@@ -1,4 +1,4 @@
-"""SST-2, sentences of film reviews that are positive (1) or negative (0), as arrays."""
+"""SST-2 as arrays: sentences of film reviews, positive (1) or negative (0)."""
 
 import functools
 from pathlib import Path
@@ -16,7 +16,7 @@ class Examples(NamedTuple):
     """Sentences and their labels.
 
     Attributes:
-        inputs: What BERT takes: `token_ids`, `padding_mask` and `segment_ids`, each
+        inputs: Inputs of BERT: `token_ids`, `padding_mask` and `segment_ids`, each
             `(n, length)` int32.
         labels: `(n,)` int32.
     """
@@ -31,17 +31,17 @@ class Examples(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """The two parts that are used: the learning rate is chosen on a part of `train`."""
+    """Training and dev set; a part of `train` serves to choose the learning rate."""
 
     train: Examples
     dev: Examples
 
 
 def read(path: Path) -> tuple[list[str], np.ndarray]:
-    """Return sentences and labels `(n,)` of a file: text, tab, 0 or 1 a line.
+    """Return sentences and labels `(n,)` of a file with lines of text, tab, 0 or 1.
 
     Raises:
-        UserError: The file is missing, or a line is not of that form.
+        UserError: The file is missing, or a line has another form.
     """
     try:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
@@ -64,7 +64,7 @@ def read(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def encode(texts: list[str], length: int) -> dict[str, np.ndarray]:
-    """Return what MiniLM takes, each `(n, length)` int32; longer sentences are cut."""
+    """Return MiniLM's inputs, each `(n, length)` int32; longer sentences are cut."""
     import keras_hub
 
     preprocess = keras_hub.models.BertTextClassifierPreprocessor.from_preset(
@@ -75,7 +75,7 @@ def encode(texts: list[str], length: int) -> dict[str, np.ndarray]:
 
 @functools.cache
 def load(folder: Path, length: int) -> Corpus:
-    """Return the corpus of a data folder, read once in a process."""
+    """Return the corpus of a data folder, cached in the process."""
     parts = []
     for name in Corpus._fields:
         texts, labels = read(folder / "sst2" / f"{name}.tsv")
@@ -84,22 +84,22 @@ def load(folder: Path, length: int) -> Corpus:
 
 
 def hold_out(train: Examples) -> tuple[Examples, Examples]:
-    """Return the part to train on and a tenth to choose the learning rate on."""
+    """Return a training set, and a validation set of a tenth."""
     rows = np.random.default_rng(0).permutation(len(train.labels))
     held_out = round(VALIDATION_SHARE * len(rows))
     return train.take(rows[held_out:]), train.take(rows[:held_out])
 
 
 def within_budget(train: Examples, budget: str, seed: int) -> Examples:
-    """Return the examples that a budget allows.
+    """Return the training examples of a budget.
 
     Args:
         train: All examples.
-        budget: `"16"`: so many of each class; `"50%"`: a share of all.
-        seed: Of the choice.
+        budget: `"16"`: 16 per class; `"50%"`: a share of all.
+        seed: The seed of the choice.
 
     Raises:
-        UserError: There are not that many, or it is no budget.
+        UserError: There are too few examples, or it is not a budget.
     """
     rows = np.random.default_rng([seed, 1]).permutation(len(train.labels))
     number = budget.removesuffix("%")

@@ -1,12 +1,12 @@
-"""The runs that each comparison consists of, and the learning rates they take.
+"""Runs of each experiment, and their learning rates.
 
 | experiment | what differs | measured on |
 |---|---|---|
-| `learning-rates` | the rate of each method, one grid, seed 0 | a tenth of train |
-| `methods` | full fine-tuning, LoRA, RandLoRA and their kin | dev |
-| `table3` | rank of RandLoRA's update at about equal numbers (paper, table 3) | dev |
+| `learning-rates` | learning rate of each method, one grid, seed 0 | a tenth of train |
+| `methods` | full fine-tuning, LoRA, RandLoRA and others | dev |
+| `table3` | rank of the update at an equal parameter count (paper, table 3) | dev |
 | `table4` | distribution of the bases (paper, table 4) | dev |
-| `few-shot` | how many examples there are | dev |
+| `few-shot` | number of training examples | dev |
 """
 
 import re
@@ -49,26 +49,25 @@ FEW_SHOT_METHODS = (
 # Zeros in 66, 93, 98 and 99 % of the entries.
 BASES = ("normal", "binary", "ternary6", "ternary28", "ternary100", "ternary200")
 BASES += ("kronecker",)
-# Every kernel of MiniLM has a smaller side of 384. Rank 8 and its 48 bases are
-# RandLoRA at about the numbers of LoRA of rank 16.
+# Every kernel of MiniLM has a smaller side of 384. RandLoRA of rank 8, with 48 bases,
+# has about as many parameters as LoRA of rank 16.
 SMALLER_SIDE, TABLE3_RANK = 384, 8
 
 
 @dataclass(frozen=True)
 class Options:
-    """What all runs of a call have in common.
+    """Options of all runs of a call.
 
     Attributes:
         seeds: Number of seeds: 0, 1, ….
-        steps: Optimizer steps of a run; few-shot runs go through their data once at
-            least.
-        batch_size: Sentences of a step.
+        steps: Optimizer steps of a run; few-shot runs take at least one epoch.
+        batch_size: Sentences per step.
         sequence_length: Tokens of a sentence; longer ones are cut.
-        backend: What Keras runs on.
+        backend: The backend of Keras.
         rates: The grid of `learning-rates`.
-        learning_rate: For all runs, instead of those chosen.
-        methods: Instead of the experiment's own.
-        budgets: Of `few-shot`: sentences of each class, or a share of train.
+        learning_rate: For all runs, instead of the chosen ones.
+        methods: Methods, instead of the experiment's own.
+        budgets: For `few-shot`: sentences per class, or a share of train.
     """
 
     seeds: int
@@ -104,8 +103,8 @@ def planned(
 
     Args:
         experiment: A name in `EXPERIMENTS`.
-        options: Of the command line.
-        records: What was run before: the learning rates are chosen from it.
+        options: The options of the command line.
+        records: The former runs, from which the learning rates are chosen.
 
     Raises:
         UserError: No learning rate has been chosen for a method.
@@ -137,16 +136,16 @@ def planned(
 
 
 def tuned_as(method: str) -> str:
-    """Return whose learning rate a method takes: RandLoRA's does with other bases."""
+    """Return the method whose learning rate is used: all bases share RandLoRA's."""
     return re.sub(rf"-({'|'.join(BASES)})(?=:|$)", "", method)
 
 
 def chosen_rate(method: str, options: Options, records: Iterable[runs.Record]) -> float:
-    """Return the learning rate with the lowest loss on the validation part of train.
+    """Return the learning rate with the lowest validation loss.
 
     Raises:
         UserError: `learning-rates` has not been run for the method, or with
-            fewer rates than for others.
+            fewer learning rates than for others.
     """
     tried = runs.matching(
         records,
@@ -174,14 +173,14 @@ def chosen_rate(method: str, options: Options, records: Iterable[runs.Record]) -
 
 
 def rate_of(method: str, options: Options, records: Iterable[runs.Record]) -> float:
-    """Return the learning rate of a method: the one given, or the one chosen."""
+    """Return the learning rate of a method: the given or the chosen one."""
     if options.learning_rate is not None:
         return options.learning_rate
     return chosen_rate(tuned_as(method), options, records)
 
 
 def _steps(experiment: str, budget: str, options: Options) -> int:
-    """Return the steps of a run: in few-shot one round through a large budget."""
+    """Return the steps of a run: in few-shot one epoch of a large budget."""
     if experiment != "few-shot" or not budget.endswith("%"):
         return options.steps
     sentences = TRAIN_SIZE * int(budget.removesuffix("%")) // 100
@@ -189,14 +188,14 @@ def _steps(experiment: str, budget: str, options: Options) -> int:
 
 
 def _table3() -> tuple[str, ...]:
-    """Return updates of rank 48, 192 and 384 with about as many numbers."""
+    """Return updates of rank 48, 192 and 384 with about as many parameters."""
     bases = SMALLER_SIDE // TABLE3_RANK
     ranks = (1, TABLE3_RANK // 2, TABLE3_RANK)
     return tuple(f"randlora-{rank}-n{bases}:2" for rank in ranks)
 
 
 def _tuned() -> tuple[str, ...]:
-    """Return the methods whose learning rates are searched, each once."""
+    """Return the methods with their own search for a learning rate, each once."""
     everything = (*METHODS, *FEW_SHOT_METHODS, *_table3())
     return tuple(dict.fromkeys(map(tuned_as, everything)))
 

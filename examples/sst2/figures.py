@@ -1,4 +1,4 @@
-"""Pictures of what three methods learn from the same start (paper, figure 4)."""
+"""Spectra, CKA and loss landscape of three methods from one start (paper, figure 4)."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ BEFORE = "before training"
 
 
 class Trained(NamedTuple):
-    """What is compared, all as weights of one plain model.
+    """The compared models, all as weights of one plain model.
 
     Attributes:
         plain: A model without adapters, whose weights are set in turn.
@@ -42,7 +42,7 @@ def train_all(
     batch_size: int,
     seed: int = 0,
 ) -> Trained:
-    """Train each method once, with its rate, from the same head on the same batches."""
+    """Train each method at its learning rate, with the same head and batches."""
     plain = train.fresh_model(seed)
     start, kernels = plain.get_weights(), kr.analysis.kernels(plain)
     weights = {}
@@ -64,10 +64,10 @@ def train_all(
 
 
 def merged_weights(model: keras.Model, plain: keras.Model) -> Weights:
-    """Return the weights with which a plain model does what a trained model does.
+    """Return a trained model's weights, merged, in the order of a plain model.
 
     Args:
-        model: A model with or without adapters, of whatever kind.
+        model: A model with adapters of any kind, or without.
         plain: The same architecture without adapters.
     """
     trained = {
@@ -92,7 +92,7 @@ def merged_weights(model: keras.Model, plain: keras.Model) -> Weights:
 
 
 def spectra(trained: Trained, path: Path) -> str:
-    """Draw the singular values of a feedforward update; return ranks of two layers.
+    """Plot the singular values of a feedforward update; return ranks of two layers.
 
     They are the first block's first feedforward layer and query projection; norms are
     means over all adapted layers.
@@ -124,13 +124,12 @@ def spectra(trained: Trained, path: Path) -> str:
 
 
 def likeness(trained: Trained, examples: data.Examples, path: Path) -> str:
-    """Draw the CKA of each block's output with the first method's; return them.
+    """Plot the CKA of each block's output with the first method's; return the values.
 
     Args:
-        trained: The first of its methods, full fine-tuning, is what others are
-            compared with.
+        trained: Its first method, full fine-tuning, is the reference.
         examples: Sentences; their tokens are the examples of CKA.
-        path: Of the picture.
+        path: The file of the plot.
     """
     found = (s for s in sites(trained.plain) if s.name.startswith("transformer_layer_"))
     blocks = {site.path: f"block {index}" for index, site in enumerate(found, 1)}
@@ -149,7 +148,7 @@ def likeness(trained: Trained, examples: data.Examples, path: Path) -> str:
         }
         for name in others
     }
-    kr.analysis.plot_cka(series, path, title=f"Likeness with `{reference}`")
+    kr.analysis.plot_cka(series, path, title=f"CKA with `{reference}`")
     lines = [[n, *(number(v, 4) for v in line.values())] for n, line in series.items()]
     return markdown(["CKA", *blocks.values()], lines)
 
@@ -162,14 +161,14 @@ def plane(
     resolution: int,
     batch_size: int,
 ) -> str:
-    """Draw the loss on the plane through the optima; return losses and distances.
+    """Plot the loss on the plane through the optima; return losses and distances.
 
     Args:
-        trained: Of three methods.
-        examples: What the loss is of.
-        paths: Of the pictures: `.png`, `.html`, ….
+        trained: Three methods.
+        examples: The examples of the loss.
+        paths: The files of the plots: `.png`, `.html`, ….
         resolution: Points of the grid in each direction.
-        batch_size: Sentences of a batch; those that do not fill one are left out.
+        batch_size: Sentences per batch; an incomplete last batch is left out.
     """
     whole = len(examples.labels) // batch_size * batch_size
     examples = examples.take(np.arange(whole))

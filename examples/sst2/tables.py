@@ -11,20 +11,20 @@ COLUMNS: Columns = {
     "dev accuracy, %": ("dev_accuracy", 1, 0.01),
     "dev loss": ("dev_loss", 3, 1),
     "train loss": ("train_loss", 3, 1),
-    "trained": ("trained", 0, 1),
-    "beside the head": ("beside_head", 0, 1),
-    "rank of an update": ("update_rank", 0, 1),
+    "trainable": ("trained", 0, 1),
+    "without the head": ("beside_head", 0, 1),
+    "update rank": ("update_rank", 0, 1),
     "learning rate": ("learning_rate", 4, 1),
-    "ms a step": ("step_seconds", 0, 1e-3),
-    "s a run": ("seconds", 0, 1),
+    "ms per step": ("step_seconds", 0, 1e-3),
+    "s per run": ("seconds", 0, 1),
     "peak, MB": ("peak_bytes", 0, 1e6),
 }
-# Runs are comparable that agree in these.
+# Runs with equal settings are comparable.
 SETTINGS = ("steps", "batch_size", "sequence_length", "backend")
 
 
 def tables(records: Iterable[runs.Record]) -> str:
-    """Return the tables of all experiments that the records are of."""
+    """Return the tables of all experiments in the records."""
     records = list(records)
     parts = []
     for experiment in EXPERIMENTS:
@@ -36,7 +36,7 @@ def tables(records: Iterable[runs.Record]) -> str:
 
 
 def _place(record: runs.Record) -> tuple[int, int, int]:
-    """Return where a record belongs, whichever process finished first."""
+    """Return the sort key of a record: its place in the experiment."""
     return (
         runs.place(BUDGETS, record["budget"]),
         runs.place(EXPERIMENTS[record["experiment"]], record["method"]),
@@ -45,7 +45,7 @@ def _place(record: runs.Record) -> tuple[int, int, int]:
 
 
 def _measured(records: list[runs.Record]) -> list[str]:
-    """Return all that was measured, a line for each method."""
+    """Return all measurements, one row per method."""
     parts = []
     for settings, group in runs.grouped(records, ("budget", *SETTINGS)):
         parts += [_heading(settings), runs.table(group, "method", COLUMNS)]
@@ -53,24 +53,24 @@ def _measured(records: list[runs.Record]) -> list[str]:
 
 
 def _tuning(records: list[runs.Record]) -> list[str]:
-    """Return the validation loss of each rate, a line for each method."""
+    """Return the validation loss at each learning rate, one row per method."""
     parts = []
     for settings, group in runs.grouped(records, SETTINGS):
         parts += [
-            f"Loss on a tenth of train, by learning rate; {_heading(settings)}",
+            f"Validation loss by learning rate; {_heading(settings)}",
             runs.tuning_table(group, "validation_loss"),
         ]
     return parts
 
 
 def _few_shot(records: list[runs.Record]) -> list[str]:
-    """Return the accuracy of each budget, a line for each method; then everything."""
+    """Return the accuracy of each budget, one row per method; then everything."""
     parts = []
     settings = tuple(name for name in SETTINGS if name != "steps")
     for values, group in runs.grouped(records, settings):
         budgets = dict.fromkeys(record["budget"] for record in group)
         columns: Columns = {
-            budget if "%" in budget else f"{budget} a class": (budget, 1, 0.01)
+            budget if "%" in budget else f"{budget} per class": (budget, 1, 0.01)
             for budget in budgets
         }
         lines = [
@@ -78,7 +78,7 @@ def _few_shot(records: list[runs.Record]) -> list[str]:
             for record in group
         ]
         parts += [
-            f"Dev accuracy, %, by examples; {_heading(values)}",
+            f"Dev accuracy, %, by training examples; {_heading(values)}",
             runs.table(lines, "method", columns),
         ]
     return [*parts, *_measured(records)]

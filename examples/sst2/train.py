@@ -1,4 +1,4 @@
-"""One run: MiniLM with a new head, adapted, trained, judged, in a few functions."""
+"""One run: MiniLM with a new head, adapted, trained and evaluated."""
 
 import math
 import time
@@ -20,7 +20,7 @@ from examples.sst2.experiments import Run
 from keras_randlora.adapt import Site, sites
 from keras_randlora.layers import RandLoRALayer
 
-# Trained as they are by every method: the new layer, and the pooler before it, which
+# Fully trained by every method: the new layer, and the pooler before it, which
 # all-MiniLM-L6-v2 was trained without.
 HEAD = ("pooled_dense", "logits")
 
@@ -34,14 +34,14 @@ def load_model() -> keras.Model:
 
 
 def fresh_model(seed: int) -> keras.Model:
-    """Return the model of a seed, the same each time, with nothing left of others."""
+    """Return the model of a seed, the same each time."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
     return load_model()
 
 
 def adapt(model: keras.Model, method: str, seed: int) -> int:
-    """Prepare the model for a method; return how many numbers it trains.
+    """Prepare the model for a method; return its number of trainable parameters.
 
     Raises:
         UserError: There is no such method, or the model does not take it.
@@ -61,11 +61,11 @@ def fit(
     batch_size: int,
     seed: int,
 ) -> dict[str, float]:
-    """Train with AdamW: a linear rise of the rate over a tenth, then half a cosine.
+    """Train with AdamW: a linear warm-up over a tenth of the steps, then a cosine.
 
     Returns:
-        `train_loss`, the mean over the last quarter of the steps, and the seconds of
-        a step there, `step_seconds`.
+        `train_loss`, the mean over the last quarter of the steps, and `step_seconds`,
+        the seconds per step there.
     """
     warmup = max(1, steps // 10)
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def run(plan: Run, folder: Path) -> dict[str, Any]:
-    """Train as planned and return what was measured."""
+    """Train as planned and return the measurements."""
     corpus = data.load(folder, plan.sequence_length)
     judged, held_out = "dev", corpus.dev
     train = corpus.train
@@ -135,25 +135,25 @@ def run(plan: Run, folder: Path) -> dict[str, Any]:
 
 
 def head_size(model: keras.Model) -> int:
-    """Return how many numbers `HEAD` has."""
+    """Return the number of parameters of `HEAD`."""
     layers = [site.layer for site in sites(model) if site.name in HEAD]
     return sum(math.prod(w.shape) for layer in layers for w in layer.weights)
 
 
 def first_feedforward(model: keras.Model) -> Site:
-    """Return the site whose update is looked at: a `Dense` in the first block."""
+    """Return the site whose update is analysed: a `Dense` in the first block."""
     return next(s for s in sites(model) if "feedforward" in s.name and s.linear)
 
 
 def current_kernel(layer: keras.layers.Layer) -> np.ndarray:
-    """Return the kernel that a layer computes with, whatever adapts it."""
+    """Return the kernel of a layer, including the update of any adapter."""
     merged = isinstance(layer, RandLoRALayer)
     kernel = layer.merged_kernel() if merged else layer.kernel
     return np.array(ops.convert_to_numpy(kernel), "float32")
 
 
 def forget_compiled() -> None:
-    """Give back the programs that JAX keeps of a model that is done with."""
+    """Free the programs that JAX keeps for finished models."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -161,7 +161,7 @@ def forget_compiled() -> None:
 
 
 def _pass(model: keras.Model, examples: data.Examples, batch_size: int) -> float:
-    """Train on full batches in their order and return the mean loss."""
+    """Train on full batches in order and return the mean loss."""
     history = model.fit(
         examples.inputs,
         examples.labels,

@@ -1,13 +1,12 @@
-"""A vision transformer fine-tuned with RandLoRA, LoRA and their kin.
+"""Image classification: a vision transformer with RandLoRA, LoRA and full fine-tuning.
 
-`pretrain` trains a small one on scanned digits, `dinov2` takes a real one from a wheel;
-both write a preset of keras-hub to `--folder`. `compare` fine-tunes it with every
-method on what another camera makes of the digits, turned and as negatives. It writes a
-line of `--out` for each run; what is there is not run again. `tables` prints what the
-file holds. `predict` fine-tunes, merges, exports, and draws what the exported model
-says.
+`pretrain` trains a small model on scanned digits; `dinov2` takes a pretrained one from
+a wheel. Both write a preset of keras-hub to `--folder`. `compare` fine-tunes it with
+every method on rotated and inverted digits. It writes a line of `--out` for each run;
+runs in the file are not repeated. `tables` prints the file. `predict` fine-tunes,
+merges, exports, and plots the predictions of the exported model.
 
-With `--images` and `--preset` the pictures and the model are yours.
+Use `--images` and `--preset` for your own images and another model.
 """
 
 import argparse
@@ -48,13 +47,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--backend", choices=BACKENDS, default="jax", help="what Keras runs on")
     add("--folder", type=Path, default=FOLDER / "small", help="of the pretrained model")
     add("--preset", help="a ViT preset of keras-hub, instead of the folder")
-    add("--images", type=Path, help="pictures in IMAGES/CLASS/*, instead of digits")
+    add("--images", type=Path, help="images in IMAGES/CLASS/*, instead of digits")
     add("--digits", type=Path, help="digits.csv.gz, if not in scikit-learn installed")
     add("--out", type=Path, default=OUT, help="file of the records")
     add("--steps", type=positive(int), default=200, help="optimizer steps of a run")
-    add("--batch-size", type=positive(int), default=32, help="pictures of a step")
+    add("--batch-size", type=positive(int), default=32, help="images per step")
     add = parser.add_argument_group("pretrain").add_argument
-    add("--pretrain-steps", type=positive(int), default=1000, help="of 64 pictures")
+    add("--pretrain-steps", type=positive(int), default=1000, help="of 64 images")
     add = parser.add_argument_group("compare").add_argument
     add("--methods", nargs="+", default=comparison.METHODS, help="what to compare")
     add("--seeds", type=positive(int), default=3, help="runs of each method")
@@ -72,7 +71,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add("--output", type=Path, default=FOLDER / "predict", help="folder to write to")
     add = parser.add_argument_group("dinov2").add_argument
-    add("--side", type=int, default=56, help="pixels of its pictures, 14 a patch")
+    add("--side", type=int, default=56, help="pixels of its images, 14 per patch")
     return parser.parse_args(arguments)
 
 
@@ -86,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def pretrain(given: argparse.Namespace) -> None:
-    """Train the small model on the digits as they are, and write its preset."""
+    """Train the small model on the original digits, and write its preset."""
     import keras
 
     from examples.vision import model, train
@@ -97,11 +96,11 @@ def pretrain(given: argparse.Namespace) -> None:
     train.pretrain(classifier, converter, parts.train, steps=given.pretrain_steps)
     for name, pictures in (
         ("the digits", parts.validation),
-        ("another camera's", data.disturbed(parts.validation)),
+        ("rotated and inverted digits", data.disturbed(parts.validation)),
     ):
         outputs = model.logits(classifier, converter, pictures.pixels, 64)
         accuracy, _ = accuracy_and_loss(outputs, pictures.labels)
-        print(f"Accuracy on {name}, of the validation part: {accuracy:.1%}")
+        print(f"Validation accuracy on {name}: {accuracy:.1%}")
     plain, _ = model.small_vit(side=8, classes=len(DIGITS))  # without an optimizer
     plain.set_weights(classifier.get_weights())
     model.attach(converter, plain)
@@ -147,7 +146,7 @@ def run_all(
         )
         print(
             f"{plan.part} {number}/{len(plans)}: {plan.method}, seed {plan.seed}, "
-            f"rate {plan.learning_rate:g}: accuracy {record['accuracy']:.3f}, "
+            f"learning rate {plan.learning_rate:g}: accuracy {record['accuracy']:.3f}, "
             f"loss {record['loss']:.3f}; {record['seconds']:.0f} s",
             flush=True,
         )
@@ -161,10 +160,10 @@ def show_tables(given: argparse.Namespace) -> None:
 
 
 def predict(given: argparse.Namespace) -> None:
-    """Fine-tune, merge, export and classify the test part."""
+    """Fine-tune, merge, export and classify the test set."""
     if not given.method.startswith(("randlora-", "vera-")):
         raise UserError(
-            "`--method` must be one that RandLoRA merges: randlora-… or vera-…. "
+            "`--method` must be randlora-… or vera-…, which RandLoRA can merge. "
             f"Received: {given.method!r}."
         )
     common = common_of(given)
@@ -185,7 +184,7 @@ def predict(given: argparse.Namespace) -> None:
         print(f"Test accuracy {when} fine-tuning: {accuracy:.1%}")
     print(f"Merged model: {merged} (preset of keras-hub)")
     print(f"Largest logit difference from the adapted model: {answers.difference:.1e}")
-    print(f"Pictures with their labels: {picture}")
+    print(f"Images with their labels: {picture}")
 
 
 def common_of(given: argparse.Namespace) -> comparison.Run:
@@ -204,7 +203,7 @@ def common_of(given: argparse.Namespace) -> comparison.Run:
 
 
 def pictures_of(given: argparse.Namespace) -> tuple[data.Parts, tuple[str, ...]]:
-    """Return the pictures to fine-tune on, and the names of their classes."""
+    """Return the images to fine-tune on, and the names of their classes."""
     if given.images is None:
         return data.split(data.disturbed(data.digits(given.digits))), DIGITS
     from examples.vision import model

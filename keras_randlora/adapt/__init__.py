@@ -1,7 +1,7 @@
-"""What happens to a live model: enabled, disabled, merged, and guarded meanwhile.
+"""Adaptation of a live model: enable, disable, merge, and guards in between.
 
 In: a model and a `RandLoRAConfig`. Out: the model adapted in place, and a `Report`.
-Whether a model is adapted is read off its layers (`adapted_state`).
+The layers of a model tell whether it is adapted (`adapted_state`).
 """
 
 from keras_randlora.adapt.compiled import (

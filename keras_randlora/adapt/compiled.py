@@ -1,7 +1,7 @@
-"""Invalidate what Keras has compiled of models that hold a changed layer.
+"""Invalidate the compiled functions of models that hold a changed layer.
 
-A layer does not know the models that hold it. A task and its backbone are two of them:
-either is adapted, and the other may have been called, fitted or asked to generate.
+A layer does not know the models that hold it, such as a task and its backbone: one of
+them is adapted, and the other may have compiled `predict`, `fit` or `generate`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _COMPILED: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 
 
 class CompiledFunction(NamedTuple):
-    """A function that a model keeps under a name."""
+    """A compiled function of a model, and its attribute."""
 
     model: keras.Model
     name: str
@@ -40,7 +40,7 @@ class CompiledFunction(NamedTuple):
 
 
 def note_compiled(model: keras.Model) -> None:
-    """Take note that a model compiles a function."""
+    """Record that a model compiles a function."""
     _COMPILED.add(model)
 
 
@@ -59,7 +59,7 @@ def models_holding(
 
 
 def compiled_functions(models: Sequence[keras.Model]) -> list[CompiledFunction]:
-    """Return the functions that the models have compiled."""
+    """Return the compiled functions of the models."""
     return [
         CompiledFunction(model, name, function)
         for model in models
@@ -69,7 +69,7 @@ def compiled_functions(models: Sequence[keras.Model]) -> list[CompiledFunction]:
 
 
 def put_back(functions: Sequence[CompiledFunction]) -> None:
-    """Let models use functions again that were taken with `compiled_functions`."""
+    """Restore the result of `compiled_functions`."""
     for function in functions:
         setattr(function.model, function.name, function.function)
 
@@ -77,10 +77,10 @@ def put_back(functions: Sequence[CompiledFunction]) -> None:
 def follow_changes(
     models: Sequence[keras.Model], layers: Sequence[keras.layers.Layer]
 ) -> None:
-    """Let models follow a change of layers that they hold.
+    """Update models after a change of layers that they hold.
 
-    Traces of the former layers are forgotten, variables listed anew on torch, and the
-    layers between get the class that they need in files.
+    This drops traces of the former layers, updates the list of variables on torch, and
+    gives the layers in between the class that they need in files.
     """
     update_holders(models)
     for function in compiled_functions(models):
@@ -99,7 +99,7 @@ def follow_changes(
 
 
 def require_new_compile(models: Sequence[keras.Model]) -> None:
-    """Withdraw compilations whose optimizers hold state of other variables."""
+    """Require `compile` again where the optimizer holds state of other variables."""
     for model in models:
         if not _holds_optimizer_state(model):
             continue
@@ -113,21 +113,21 @@ def require_new_compile(models: Sequence[keras.Model]) -> None:
 
 
 def renew_optimizers(models: Sequence[keras.Model]) -> None:
-    """Forget the state of the models' optimizers; `evaluate` and `fit` go on."""
+    """Reset the models' optimizers; the models stay compiled."""
     for model in models:
         if _holds_optimizer_state(model):
             keras_internals.forget_state(model.optimizer)
 
 
 def follow_values(model: keras.Model, variables: Sequence[keras.Variable]) -> None:
-    """Let optimizers go on from values that variables were given.
+    """Let optimizers continue from assigned values of variables.
 
-    Averages of former values become the new ones, else they would draw the variables
-    back; gradients at the former values that wait to be applied are dropped. Momenta
-    are of gradients and fade in a few steps: they stay, as the count of steps does.
+    Averages of former values are set to the new ones, or they would pull the variables
+    back. Accumulated gradients at the former values are dropped. Momenta fade in a few
+    steps and stay, as does the step count.
 
     Args:
-        model: The model whose variables they are.
+        model: The model that holds the variables.
         variables: The variables.
     """
     given = {id(variable) for variable in variables}
@@ -145,10 +145,10 @@ def follow_values(model: keras.Model, variables: Sequence[keras.Variable]) -> No
 def shared_averages(
     model: keras.Model,
 ) -> list[tuple[keras.Variable, keras.Variable]]:
-    """Return variables and averages that hold the very same array on JAX.
+    """Return variables and averages that share an array on JAX.
 
-    At the end of `fit` Keras 3.15 lets them, and in the next one JAX refuses to give
-    the same array away twice, after it has deleted all others.
+    Keras 3.15 makes them share at the end of `fit`. In the next `fit` JAX refuses to
+    donate the same array twice, after it has deleted all others.
     """
     if keras.backend.backend() != "jax" or not _holds_optimizer_state(model):
         return []
@@ -176,10 +176,10 @@ def _holding(
 
 
 def _models_in_use(layers: Sequence[keras.layers.Layer]) -> list[keras.Model]:
-    """Return the models that the garbage collector knows, but for unfinished ones.
+    """Return the complete models that the garbage collector knows.
 
-    It does not know what was frozen. A model is younger than the layers it holds: if
-    those are known, so are all that hold them.
+    It does not know frozen objects. A model is younger than the layers it holds: if
+    the collector knows these, it knows all models that hold them.
     """
     kinds = {keras.Model, *_subclasses(keras.Model)}
     unknown = {id(holder_of(layer)) for layer in layers}
@@ -191,9 +191,8 @@ def _models_in_use(layers: Sequence[keras.layers.Layer]) -> list[keras.Model]:
     if unknown and gc.get_freeze_count():
         warnings.warn(
             "`gc.freeze()` hides the layers from the search for other models that hold "
-            "them. Such a model goes on with what it has compiled, if that was before "
-            "`keras_randlora` was imported or for `generate`: call its `compile` "
-            "again.",
+            "them. Such a model keeps the functions that it compiled for `generate` or "
+            "before `keras_randlora` was imported: call its `compile` again.",
             stacklevel=5,
         )
     return found

@@ -1,9 +1,8 @@
-"""Which part of the weights that a model multiplies by is adapted.
+"""Coverage: the adapted share of the weights used in matmuls.
 
-Counted are kernels of linear layers and convolutions, and weights of two or more axes
-that layers hold themselves. Not counted is what is looked up or added (embeddings,
-positions, norms, tokens, biases, tables), and the routers of experts, which are targets
-by name only.
+Kernels of linear layers and convolutions count, and bare weights with two or more axes.
+Weights that are looked up or added (embeddings, positions, norms, tokens, biases,
+tables) and the routers of experts, which are targets by name only, do not count.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ _ADDED = re.compile("bias|embed|mask|position|probe|query_tokens|scale|table|tok
 
 
 def multiplied(everything: Sequence[Site]) -> dict[str, int]:
-    """Return the entries of the weights that are multiplied, by address.
+    """Return the number of entries of the weights used in matmuls, by address.
 
     Args:
-        everything: The layers of a model, and the weights that they hold themselves.
+        everything: The layers of a model, and their bare weights.
     """
     counts = {site.address: _entries(site) for site in everything}
     return {address: count for address, count in counts.items() if count}
 
 
 def share_adapted(everything: Sequence[Site]) -> float:
-    """Return the adapted part of the weights that are multiplied, 1 for all.
+    """Return the adapted share of the weights used in matmuls, 1 for all.
 
     Args:
-        everything: The layers of a model, and the weights that they hold themselves.
+        everything: The layers of a model, and their bare weights.
     """
     counts = multiplied(everything)
     reached = sum(
@@ -57,7 +56,7 @@ def share_adapted(everything: Sequence[Site]) -> float:
 
 
 def _entries(site: Site) -> int:
-    """Return how many entries of a layer's own weights are multiplied."""
+    """Return the number of entries of a layer's own weights used in matmuls."""
     layer = site.layer
     if not layer.built:
         return 0

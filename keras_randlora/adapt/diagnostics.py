@@ -25,8 +25,8 @@ _NORMALIZING = (
     keras.optimizers.RMSprop,
     keras.optimizers.ScheduleFreeAdamW,
 )
-# The largest `alpha / rank * learning_rate` that is not warned of. `examples/vision`
-# trained with 0.06 and ended in chance with 0.2, with every basis and rank tried.
+# The largest `alpha / rank * learning_rate` without a warning. `examples/vision`
+# trained with 0.06 and ended at chance with 0.2, with every basis and rank tried.
 LARGEST_STEP = 0.1
 
 
@@ -52,19 +52,19 @@ def warn_of_shared_kernels(everything: Sequence[Site], adapted: Sequence[Site]) 
 
 
 def warn_of_dropout(adapted: Sequence[Site], options: LayerOptions) -> None:
-    """Warn of adapted kernels that are read: dropout is on the input of a product."""
+    """Warn of dropout on kernels that are read: it applies to a product's input."""
     read = [s.path for s in adapted if layout_of(s.layer).equation is None]
     if options.dropout and read:
         more = f" and {len(read) - 1} more" if len(read) > 1 else ""
         warnings.warn(
-            f"dropout does not reach '{read[0]}'{more}: what holds such a weight reads "
-            "it and multiplies itself. The other layers have it.",
+            f"`dropout` has no effect on '{read[0]}'{more}: the layer that holds this "
+            "weight computes the product itself. The other layers have dropout.",
             stacklevel=4,
         )
 
 
 def require_finite_updates(adapted: Sequence[Site]) -> None:
-    """Check that merging leaves numbers in the kernels.
+    """Check that merged kernels are finite.
 
     Raises:
         ValueError: λ or γ of a layer is not finite, or its merged kernel is too large
@@ -88,9 +88,9 @@ def require_finite_updates(adapted: Sequence[Site]) -> None:
 
 
 def warn_of_large_steps(model: keras.Model, options: LayerOptions) -> None:
-    """Warn of a learning rate that is known to diverge with the scale of the update.
+    """Warn of a learning rate that is known to diverge at the scale of the update.
 
-    A step of Adam moves each λ by about the learning rate, and so a kernel by about
+    A step of Adam changes each λ by about the learning rate, and a kernel by about
     `alpha / rank * learning_rate` of its own size.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
@@ -125,7 +125,7 @@ def warn_of_unsaved(model: keras.Model, saved: Iterable[keras.Variable]) -> None
 
 
 def warn_of_zero_update(model: keras.Model, adapted: Sequence[Site]) -> None:
-    """Warn where a model was fitted and yet every λ is zero."""
+    """Warn if every λ is zero after fitting."""
     optimizer = getattr(model, "optimizer", None)
     if not model.compiled or optimizer is None or not optimizer.built:
         return
@@ -142,7 +142,7 @@ def warn_of_zero_update(model: keras.Model, adapted: Sequence[Site]) -> None:
 
 
 def _largest_rate(optimizer: keras.optimizers.Optimizer) -> float:
-    """Return the learning rate, of a schedule about the largest one."""
+    """Return the learning rate; for a schedule about its largest."""
     schedule = keras_internals.schedule_of(optimizer)
     if schedule is None:
         return float(to_numpy(optimizer.learning_rate))

@@ -1,4 +1,4 @@
-"""Adapt a model, and make it plain again without the update."""
+"""Adapt a model, and remove the adaptation."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def enable_randlora(
 ) -> Report:
     """Freeze a model and add a trainable RandLoRA update to its linear layers.
 
-    The model is adapted in place, and its outputs stay exactly the same until it
-    is trained. Everything is checked before the first layer is touched.
+    The model is adapted in place, and its outputs stay exactly the same until it is
+    trained. Everything is validated before the first layer changes.
 
     Args:
         model: A built model: functional, sequential, subclassed or keras-hub.
@@ -85,7 +85,7 @@ def enable_randlora(
 
     Raises:
         ValueError: An option is out of range, a target matches nothing or a layer
-            of another kind, the model is not built or already adapted. The model
+            of another kind, or the model is not built or already adapted. The model
             is unchanged.
         TypeError: An option is unknown or has the wrong type. The model is unchanged.
 
@@ -99,7 +99,7 @@ def enable_randlora(
 
 
 def _show_options(function: Any) -> None:
-    """Let `help` and editors show the options of `RandLoRAConfig` one by one."""
+    """Let `help` and editors show each option of `RandLoRAConfig`."""
     signature = inspect.signature(function)
     model, *_ = signature.parameters.values()
     config = inspect.Parameter(
@@ -122,13 +122,12 @@ def enable_with_config(
     *,
     bases: Bases | None = None,
 ) -> Report:
-    """Adapt a model as `enable_randlora` does, with layers or bases that are known.
+    """Adapt a model as `enable_randlora` does, with given layers or bases.
 
     Args:
         model: A built model.
         config: The options.
-        selection: The layers to adapt and train, where they are known already;
-            default: those that `config` selects.
+        selection: The layers to adapt and train; default: those that `config` selects.
         bases: With `basis="given"`: `basis_a` of shape `(r, s)` and `basis_b` of
             shape `(l, n * r)`, large enough for every layer.
 
@@ -160,7 +159,7 @@ def enable_with_config(
 
 
 def disable_randlora(model: keras.Model) -> None:
-    """Make the layers plain again, with their base kernels bit for bit.
+    """Make the layers plain again; the base kernels are unchanged, bit for bit.
 
     Biases and layers that were fully trained keep their trained values. Restores the
     `trainable` flags from before `enable_randlora`. A compiled model stays compiled;
@@ -186,7 +185,7 @@ def disable_randlora(model: keras.Model) -> None:
 
 
 def make_plain(layers: Sequence[keras.layers.Layer]) -> None:
-    """Take the updates off all layers that have one."""
+    """Remove the update of all layers that have one."""
     for layer in layers:
         if hasattr(layer, "randlora"):
             layer.detach()

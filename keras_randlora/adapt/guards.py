@@ -1,7 +1,7 @@
-"""What Keras is asked to do with an adapted model, looked at before it begins.
+"""Checks before Keras trains, quantizes or restores an adapted model.
 
-Installed once, on `keras.Model`, when the package is imported: whatever model holds an
-adapted layer is guarded, however it came to it. Plain models see no difference.
+They are installed once, on `keras.Model`, when the package is imported. They apply to
+every model that holds an adapted layer, however it got it. Plain models do not change.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAKERS = ("make_train_function", "make_test_function", "make_predict_function")
 
 
 def install_guards() -> None:
-    """Let `keras.Model` call the guards of this module."""
+    """Make `keras.Model` call the guards of this module."""
     for name in _MAKERS:
         method = getattr(keras.Model, name)
         if not hasattr(method, "guarded"):
@@ -51,16 +51,16 @@ def install_guards() -> None:
 
 
 def before_training(model: keras.Model, action: Callable[[keras.Model], None]) -> None:
-    """Let `action(model)` run once, when `fit` or `train_on_batch` begins next.
+    """Run `action(model)` once, when `fit` or `train_on_batch` begins next.
 
-    Keras runs a model that was just compiled once more before its first step, which
-    draws random numbers on torch.
+    Before its first step Keras runs a newly compiled model once more, which draws
+    random numbers on torch.
     """
     _ACTIONS[model] = action
 
 
 def guard_enable_lora(model: keras.Model) -> None:
-    """Let keras-hub's `enable_lora` refuse an adapted model before it freezes it."""
+    """Make keras-hub's `enable_lora` refuse an adapted model before it freezes it."""
     layers = keras_internals.layers_below(model)
     kinds = {type(layer) for layer in layers if isinstance(layer, keras.Model)}
     owner: Any
@@ -82,7 +82,7 @@ def _guarded_enable_lora(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _guarded_set_state_tree() -> Callable[..., None]:
-    """Return `set_state_tree`, through which Orbax folders are loaded as well."""
+    """Return the guarded `set_state_tree`, which also loads Orbax folders."""
     method = keras.Model.set_state_tree
 
     @functools.wraps(method)
@@ -143,7 +143,7 @@ def _guarded_writer(name: str, method: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method that makes a function of a model, and looks at it before."""
+    """Return a method that checks a model before it compiles a function."""
     function_name = name.removeprefix("make_")
 
     @functools.wraps(method)
@@ -153,7 +153,7 @@ def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             if name == _MAKERS[0]:
                 _before_training(self)
         if name == _MAKERS[0]:
-            _part_averages(self)
+            _separate_averages(self)
         return method(self, *args, **kwargs)
 
     make.guarded = True  # type: ignore[attr-defined]
@@ -166,7 +166,7 @@ def _adapted_layers(model: keras.Model) -> list[RandLoRALayer]:
 
 
 def _before_training(model: keras.Model) -> None:
-    """Warn of what is seldom meant, and let gradients pass rounded inputs."""
+    """Give sanity warnings, and add the straight-through estimator."""
     if (action := _ACTIONS.pop(model, None)) is not None:
         action(model)
     adapted = _adapted_layers(model)
@@ -175,6 +175,8 @@ def _before_training(model: keras.Model) -> None:
     warn_of_large_steps(model, adapted[0].options)
     for layer in keras_internals.layers_below(model):
         pass_gradients(layer)
+    if keras.backend.backend() == "tensorflow":
+        _build_optimizer(model)
     try:
         state = find_state(model)
     except ValueError:  # layers of different options: there is no file for the whole
@@ -183,8 +185,21 @@ def _before_training(model: keras.Model) -> None:
         warn_of_unsaved(model, state.variables().values())
 
 
-def _part_averages(model: keras.Model) -> None:
-    """Give averages arrays of their own."""
+def _build_optimizer(model: keras.Model) -> None:
+    """Create the optimizer's variables before TensorFlow traces the first step.
+
+    Keras creates them within that step, and TensorFlow traces a function that creates
+    variables twice (`keras/src/backend/tensorflow/trainer.py`).
+    """
+    optimizer = model.optimizer
+    built = all(layer.built for layer in keras_internals.layers_below(model))
+    if optimizer is not None and not optimizer.built and built:
+        with model.distribute_strategy.scope():
+            optimizer.build(model.trainable_variables)
+
+
+def _separate_averages(model: keras.Model) -> None:
+    """Give averages their own arrays."""
     shared = shared_averages(model)
     if shared and _adapted_layers(model):
         for variable, average in shared:

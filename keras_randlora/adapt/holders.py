@@ -1,9 +1,9 @@
 """Layers that build their own children (`MultiHeadAttention`) in `.keras` files.
 
-Keras writes the layers of a functional or sequential model one by one, each with the
-arguments of its constructor. A layer that holds adapted ones would come back with plain
-children and train what was frozen. While it holds some, it has a class that writes how
-they are adapted and which variables are trained, and adapts the children anew when they
+Keras saves each layer of a functional or sequential model with the arguments of its
+constructor. A layer that holds adapted ones would be loaded with plain children and
+train what was frozen. While it holds some, it has a class that saves how they are
+adapted and which variables are trained, and that adapts the children again when they
 are built. Keras's own deserialization then restores weights and optimizer.
 """
 
@@ -31,9 +31,9 @@ _CLASSES: dict[type, type] = {}
 
 
 def update_holders(models: Sequence[keras.Model]) -> None:
-    """Give the layers of models that hold adapted ones the class that tells so.
+    """Set the class of the layers that hold adapted ones, as files need it.
 
-    Layers that hold none any more get their own class back.
+    Layers that no longer hold any get their own class back.
     """
     for model in models:
         for site in sites(model):
@@ -50,12 +50,12 @@ def update_holders(models: Sequence[keras.Model]) -> None:
 
 
 def _tells(layer: keras.layers.Layer) -> bool:
-    """Return whether a layer has the class that tells of its adapted children."""
+    """Return whether a layer has the class that saves its adapted children."""
     return "waiting" in vars(type(layer))
 
 
 def _is_written(site: Site) -> bool:
-    """Return whether the models around a layer write it by its own configuration."""
+    """Return whether the models around a layer save its own configuration."""
     return all(keras_internals.writes_its_layers(model) for model in site.ancestors)
 
 
@@ -84,7 +84,7 @@ def _holder_class(plain: type[keras.layers.Layer]) -> type[keras.layers.Layer]:
 
 
 def _get_config(holder: Any) -> dict[str, Any]:
-    """Return the arguments of the constructor, and how the children are adapted."""
+    """Return the constructor's arguments and the adaptation of the children."""
     plain: Any = own_class_of(holder)
     return {
         "plain": {
@@ -117,14 +117,14 @@ def _build_from_config(holder: Any, config: dict[str, Any]) -> None:
 
 
 def _call(holder: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call the layer; the first call builds the children of some."""
+    """Call the layer; in some layers the first call builds the children."""
     outputs = holder.own_class.__call__(holder, *args, **kwargs)
     _adapt_children(holder)
     return outputs
 
 
 def _adapt_children(holder: Any) -> None:
-    """Adapt the children as the configuration said, once they are all built."""
+    """Adapt the children by the configuration, once they are all built."""
     if holder.waiting is None:
         return
     adapted, trained = holder.waiting["adapted"], set(holder.waiting["trained"])
@@ -148,7 +148,7 @@ def _adapt_children(holder: Any) -> None:
 
 
 def _variables(holder: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """Return the variables of a holder by names that hold in every process."""
+    """Return the variables of a holder, by stable names."""
     found = dict(named_weights(holder))
     for site in sites(holder):
         for name, variable in named_weights(site.layer).items():
@@ -158,7 +158,7 @@ def _variables(holder: keras.layers.Layer) -> dict[str, keras.Variable]:
 
 @keras.saving.register_keras_serializable("keras_randlora", _NAME)
 class AdaptedHolder(keras.layers.Layer):
-    """Stands in files for the class of a layer that holds adapted ones."""
+    """Placeholder in files for the class of a layer that holds adapted ones."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> keras.layers.Layer:

@@ -1,4 +1,4 @@
-"""What is particular to keras-hub: its backbones, and gaps it leaves."""
+"""Backbones of keras-hub, and workarounds for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import keras
 
 
 def backbone_of(model: keras.Model) -> keras.Model:
-    """Return the backbone of a keras-hub task, and any other model itself.
+    """Return the backbone of a keras-hub task; any other model itself.
 
     A backbone may hold one of its own: D-FINE keeps its HGNetV2 as `backbone`.
     """
@@ -21,11 +21,11 @@ def backbone_of(model: keras.Model) -> keras.Model:
 
 @contextlib.contextmanager
 def complete_config(model: keras.Model) -> Iterator[None]:
-    """Make the configuration of a keras-hub model complete for the time of the block.
+    """Complete the configuration of a keras-hub model inside a block.
 
-    `Llama3Backbone.get_config` of keras-hub 0.32 forgets `tie_word_embeddings`, so
-    that a saved model with tied embeddings (Llama 3.2, SmolLM2) does not load: it
-    comes back with an output matrix of its own, for which the file has no values.
+    `Llama3Backbone.get_config` of keras-hub 0.32 omits `tie_word_embeddings`. A saved
+    model with tied embeddings (Llama 3.2, SmolLM2) then fails to load: it gets its own
+    output matrix, for which the file has no values.
     """
     backbone = backbone_of(model)
     embedding = getattr(backbone, "token_embedding", None)

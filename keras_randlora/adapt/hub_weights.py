@@ -1,7 +1,7 @@
-"""Which weights keras-hub's own layers multiply by, and which layers are routers.
+"""Tables of the bare weights in keras-hub's layers, and of its routers.
 
-Each table is held against the source of the installed keras-hub by
-`integration_tests/test_hub_weights.py`.
+`integration_tests/test_hub_weights.py` compares each table with the source of the
+installed keras-hub.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _GATED = {
 }
 _LOW_RANK = dict.fromkeys(("a1", "a2", "g1", "g2", "v1", "v2", "w1", "w2"), "in out")
 
-# By class: the role of each axis of the weights that its code multiplies by.
+# By class: the role of each axis of the weights that its code uses in matmuls.
 MULTIPLIED: dict[str, dict[str, str]] = {
     "Gemma4AudioRelativePositionEmbedding": {"pos_proj": "in out"},
     "Gemma4MoEBlock": dict.fromkeys(
@@ -60,7 +60,7 @@ NOT_MULTIPLIED: dict[str, tuple[str, ...]] = {
 
 
 def axes_of(holder: type[keras.layers.Layer]) -> dict[str, str]:
-    """Return the roles of the axes of the weights that a class multiplies by."""
+    """Return the roles of the axes of the weights that a class uses in matmuls."""
     return _of(holder, MULTIPLIED, {})
 
 
@@ -70,12 +70,12 @@ def is_router(holder: keras.layers.Layer, layer: keras.layers.Layer) -> bool:
 
 
 def not_multiplied(holder: type[keras.layers.Layer]) -> tuple[str, ...]:
-    """Return the attributes of weights that a class does not multiply by."""
+    """Return the attributes of weights that a class does not use in matmuls."""
     return _of(holder, NOT_MULTIPLIED, ())
 
 
 def _of(kind: type, table: dict[str, Any], default: Any) -> Any:
-    """Return the entry of a class of keras-hub, or of one that it derives from."""
+    """Return the entry of a keras-hub class, or of a class that it derives from."""
     for base in kind.__mro__:
         if base.__name__ in table and base.__module__.startswith("keras_hub."):
             return table[base.__name__]

@@ -1,4 +1,4 @@
-"""Fold the updates into the kernels, for good or for the time of a block."""
+"""Merge the updates into the kernels, permanently or inside a block."""
 
 from __future__ import annotations
 
@@ -36,21 +36,20 @@ from keras_randlora.tools import hosts_of, is_traced, shown
 
 
 def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
-    """Fold the updates into the kernels and make the layers plain again.
+    """Merge the updates into the kernels and make the layers plain again.
 
     Restores the `trainable` flags from before `enable_randlora`. A compiled model stays
     compiled; its optimizer starts anew if it is fitted again.
 
-    Layer after layer is merged and made plain. After an interruption the model
-    computes the same as ever, and a second call merges the rest. A kernel that is
-    divided over devices or hosts is merged in its parts, none of them gathered; every
-    process calls.
+    Layers are merged one after the other. After an interruption the outputs are still
+    the same, and a second call merges the rest. A kernel that is sharded over
+    devices or hosts is merged shard by shard and never gathered; every process calls.
 
     Args:
         model: An adapted model.
-        dequantize: Whether kernels that are quantized become kernels in floating
-            point, which hold the update without loss. By default they are quantized
-            again as they were, which rounds the update to their coarse steps.
+        dequantize: Whether quantized kernels become floating-point kernels, which hold
+            the update exactly. By default they are quantized again, which rounds the
+            update to their coarse steps.
 
     Raises:
         ValueError: The model is not adapted, or a kernel would not be finite. The
@@ -100,10 +99,9 @@ def _merge_all(
 def merged(model: keras.Model) -> Iterator[keras.Model]:
     """Run with merged kernels and plain layers, then restore everything exactly.
 
-    For the time of the block the model computes at the speed of the base model
-    and can be exported. Needs host memory for a copy of the adapted kernels, of those
-    that are divided over hosts for this host's parts. Quantized kernels hold the update
-    quantized again as they were.
+    Inside the block the model computes at the speed of the base model and can be
+    exported. This needs host memory for a copy of the adapted kernels, or of this
+    host's shards of them. Quantized kernels are quantized again, with the update.
 
     Raises:
         ValueError: The model is not adapted, or a kernel would not be finite.
@@ -140,7 +138,7 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
 
 
 def _merge(layer: RandLoRALayer, dequantize: bool) -> None:
-    """Merge one layer, or leave it as it was."""
+    """Merge one layer, or leave it unchanged."""
     kernel = layer.merged_kernel()
     if dequantize and layer.quantization_mode is not None:
         layer.detach()

@@ -1,7 +1,7 @@
 """Reconstruct the options of a model that was built of adapted layers.
 
-Keras builds the layers adapted, without `enable_randlora`, where it loads the `.keras`
-file of an adapted model or clones one; a new model may be made of them as well.
+Keras builds adapted layers without `enable_randlora` when it loads the `.keras` file of
+an adapted model or clones one. A new model may also be made of them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def recover(
 ) -> tuple[RandLoRAConfig, Selection]:
     """Return the options and the layers of a model that was built adapted.
 
-    All that is trainable beside λ and γ counts as also trained.
+    Everything trainable except λ and γ counts as `also_train`.
 
     Args:
         model: The model.
         everything: Its layers.
-        adapted: Those that are adapted, at least one.
+        adapted: The adapted layers, at least one.
 
     Raises:
         ValueError: The layers are not built, or their options or bases differ, so that
@@ -73,19 +73,19 @@ def _require_alike(model: keras.Model, adapted: list[Site]) -> None:
                 raise ValueError(
                     f"The layers of model '{model.name}' were built with different "
                     f"options: '{first.path}' with {name}={options[name]!r}, "
-                    f"'{site.path}' with {name}={theirs!r}. What concerns the whole "
-                    "model needs the same options in all of them."
+                    f"'{site.path}' with {name}={theirs!r}. Merging and saving the "
+                    "whole model need the same options in all layers."
                 )
-    if not _share_bases([site.layer for site in adapted]):
+    if not _bases_agree([site.layer for site in adapted]):
         raise ValueError(
-            f"The layers of model '{model.name}' were built with banks of bases that "
-            "the layers' own options would not draw for the model. Build them with one "
-            "bank, or with a `basis` whose sparsity does not depend on the sizes."
+            f"The layers of model '{model.name}' were built with different banks of "
+            "bases, which one bank for the model would not reproduce. Build them with "
+            "one bank, or with a `basis` whose sparsity does not depend on the sizes."
         )
 
 
-def _share_bases(layers: list[RandLoRALayer]) -> bool:
-    """Return whether one bank, made of the layers' options, would serve all."""
+def _bases_agree(layers: list[RandLoRALayer]) -> bool:
+    """Return whether one bank, built from the layers' options, would fit all."""
     banks = [layer.randlora.bank for layer in layers]
     if any(bank.given for bank in banks):
         return all(bank is banks[0] for bank in banks)

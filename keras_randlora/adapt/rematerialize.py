@@ -15,21 +15,22 @@ from keras_randlora.update import computed_after
 
 
 def rematerialize(model: keras.Model, enabled: bool = True) -> list[str]:
-    """Let the blocks of a model keep their input only for the backward pass.
+    """Turn on activation checkpointing for the blocks of a model.
 
-    A training step then needs the memory of one block's activations instead of all,
-    for one more forward pass. Outputs and gradients stay the same, and so do dropout,
-    the losses that layers add, and the statistics of batch normalization.
-    Call it before `fit`, before or after `enable_randlora`; compile a model again that
-    has been fitted.
+    Each block keeps only its input for the backward pass and computes the rest again.
+    A training step then needs the activations of one block instead of all, and one more
+    forward pass. Outputs and gradients stay the same, and so do dropout, the losses
+    that layers add, and the statistics of batch normalization.
+    Call it before `fit`, before or after `enable_randlora`; compile a fitted model
+    again.
 
-    Keras's own `RematScope` must be entered before the model is made, and with Keras
-    3.15 fails for the blocks of keras-hub: on JAX and TensorFlow on the argument
-    `training`, on PyTorch on dropout.
+    Keras's own `RematScope` must be entered before the model is built. With Keras 3.15
+    it fails for the blocks of keras-hub: on JAX and TensorFlow because of the argument
+    `training`, on PyTorch because of dropout.
 
     Args:
         model: A built model with numbered blocks, adapted or plain.
-        enabled: `False` lets the blocks keep their activations again.
+        enabled: `False` turns it off.
 
     Returns:
         The paths of the blocks.
@@ -51,13 +52,13 @@ def rematerialize(model: keras.Model, enabled: bool = True) -> list[str]:
             "'transformer_layer_0', to rematerialize."
         )
     for site in blocks:
-        again = functools.partial(_again, site.layer) if enabled else None
+        again = functools.partial(_checkpointed, site.layer) if enabled else None
         keras_internals.set_rematerialized(site.layer, again)
     return [site.path for site in blocks]
 
 
 def _is_block(site: Site) -> bool:
-    """Return whether a layer is an outermost numbered one that holds others."""
+    """Return whether a layer is an outermost numbered layer that holds others."""
     return (
         site.number is not None
         and bool(keras_internals.children(site.layer))
@@ -66,10 +67,10 @@ def _is_block(site: Site) -> bool:
     )
 
 
-def _again(
+def _checkpointed(
     layer: keras.layers.Layer, call: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Callable[..., Any]:
-    """Return `call`, run again for its gradient; Keras calls it with the arguments."""
+    """Return `call` with activation checkpointing; Keras passes the arguments."""
     surroundings = keras_internals.surroundings()
     known = keras_internals.known_values()
     seeds = keras_internals.seed_states(layer)
@@ -104,7 +105,7 @@ def _again(
         values += [ops.copy(seed.value) for seed in seeds]
         outputs, after, losses = _remat(run)(*(leaves[i] for i in places), *values)
         for variable, value in zip(list(changed), after, strict=True):
-            # The second time begins where the first did.
+            # The second run starts from the same values as the first.
             known.setdefault(id(variable), ops.copy(variable.value))
             variable.assign(value)
         layer.add_loss(losses)
@@ -114,12 +115,12 @@ def _again(
 
 
 def _remat(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of tensors that keeps only them for its gradient."""
+    """Return a function of tensors that keeps only its inputs for the gradient."""
     if keras.backend.backend() != "jax":
         return keras.remat(run)
     import jax
 
-    # What `jax.checkpoint` forms again, XLA merges with the first time on a CPU.
+    # On a CPU XLA merges the recomputation of `jax.checkpoint` with the first run.
     def backward(tensors: tuple[Any, ...], gradients: Any) -> Any:
         signal = next(g for g in keras.tree.flatten(gradients) if _is_float(g))
         later = [computed_after(signal, t) if _is_float(t) else t for t in tensors]
@@ -131,7 +132,7 @@ def _remat(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_float(tensor: Any) -> bool:
-    """Return whether a tensor of JAX has floating-point numbers."""
+    """Return whether a JAX tensor has a floating-point dtype."""
     import jax
 
     return jax.numpy.issubdtype(tensor.dtype, jax.numpy.floating)

@@ -1,4 +1,4 @@
-"""Counts of an adapted model: per layer, in all, in bytes."""
+"""Report of an adapted model: parameters per layer and in total, and bytes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class LayerReport:
         num_bases: Number of bases.
         trainable: Trainable parameters of the update, λ and γ.
         compute: `"auto"`, `"materialized"` or `"factored"`.
-        way: How the product was taken when the layer was last called or traced,
-            `None` before.
+        way: `"materialized"` or `"factored"`, from the latest call or trace; `None`
+            before.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -58,20 +58,19 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """An adapted model in numbers.
+    """Parameters and bytes of an adapted model.
 
     Attributes:
         layers: The adapted layers, in the model's order.
         adapter: Parameters of λ and γ.
         trainable: All trainable parameters: the adapter's, and biases and layers
             that are fully trained.
-        total: Parameters of the model without the adapter and the bases; of quantized
-            kernels as many as in floating point.
+        total: Parameters of the model without the adapter and the bases; quantized
+            kernels count as in floating point.
         basis_bytes: Bytes of the stored bases.
         adapter_bytes: Bytes of the trained values in an adapter file.
-        coverage: The adapted part of the weights that the model multiplies by, 1 for
-            all; embeddings, norms and routers of experts do not count. `summary`
-            tells it.
+        coverage: The adapted share of the weights used in matmuls, 1 for all;
+            embeddings, norms and routers of experts do not count. `summary` shows it.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -94,7 +93,7 @@ class Report:
         return self.trainable / self.total
 
     def __str__(self) -> str:
-        """Return a table with one line for each kind of adapted layer."""
+        """Return a table with one row per kind of adapted layer."""
         rows = self._rows()
         width = max([40, *(len(label) for label, *_ in rows)])
         table = [
@@ -104,11 +103,11 @@ class Report:
         return "\n".join([_line(width, *_HEADER), *table, *self._totals()])
 
     def _repr_html_(self) -> str:
-        """Return the table as a notebook shows it."""
+        """Return the table as HTML, for notebooks."""
         return html_table(_HEADER, self._rows(), self._totals())
 
     def _rows(self) -> list[tuple[str, str, int, int, int, str]]:
-        """Return the table's cells, a row for each kind of layer."""
+        """Return the table's cells, one row per kind of layer."""
         rows = []
         for (name, shape, rank, bases, compute), group in self._kinds().items():
             count = sum(layer.trainable for layer in group)
@@ -130,7 +129,7 @@ class Report:
     def _coverage(self) -> list[str]:
         if self.coverage is None:
             return []
-        return [f"Adapts {self.coverage:.1%} of the weights that are multiplied."]
+        return [f"Adapts {self.coverage:.1%} of the weights used in matmuls."]
 
     def _kinds(self) -> dict[tuple, list[LayerReport]]:
         kinds: dict[tuple, list[LayerReport]] = {}
@@ -142,7 +141,7 @@ class Report:
 
 
 def summary(model: keras.Model) -> Report:
-    """Return the counts of an adapted model; print it for a table.
+    """Return the report of an adapted model; print it for a table.
 
     Raises:
         ValueError: No layer of the model is adapted.
@@ -154,7 +153,7 @@ def summary(model: keras.Model) -> Report:
     layers               kernel              rank  bases     trainable  compute
     d                    (6, 4)                 2      2            12  auto
     1 adapted layers, 12 parameters of λ and γ; 12 trainable in all, 42.857% of 28.
-    Adapts 100.0% of the weights that are multiplied.
+    Adapts 100.0% of the weights used in matmuls.
     Adapter file 48 B, stored bases 128 B.
     """
     everything = all_sites(model, {})

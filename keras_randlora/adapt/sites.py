@@ -1,10 +1,10 @@
-"""The layers of a model and their places: path, address, number of the block.
+"""The layers of a model with their paths, addresses and block indices.
 
-Keras numbers layers without a name through the whole process: what is `dense` in one is
-`dense_7` in another. Such a name is no address. In its stead the place among siblings
-of the kind counts: the address of the first nameless `Dense` of a model is `dense`, of
-the second `dense_1`, whatever Keras called them. Names that people or keras-hub gave
-are their own address.
+Keras numbers nameless layers through the whole process: `dense` in one process is
+`dense_7` in another. The address in files does not depend on this. It is the position
+among siblings of the same kind: the first nameless `Dense` of a model is `dense`, the
+second `dense_1`, whatever Keras called them. Names that people or keras-hub gave are
+kept.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ Children = Mapping[int, Sequence[keras.layers.Layer]]
 
 @dataclass(frozen=True)
 class Site:
-    """One layer of a model, or a weight that a layer holds, and where it stands.
+    """One layer of a model, or a bare weight of a layer, and its place.
 
     Attributes:
         layer: The layer.
-        path: Its path as Keras has it, unique in the model.
-        address: Its path in files: no part of it depends on what else the process made.
-        number: The number at the end of its name; of a nameless layer its place among
-            siblings of its kind, if there are several. `None` without one.
+        path: Its path in Keras, unique in the model.
+        address: Its path in files, independent of other layers in the process.
+        number: The number at the end of its name; for a nameless layer its position
+            among siblings of its kind, if there are several. `None` without one.
         ancestors: The layers that hold it, outermost first, the model included.
-        holders: The same as sites, the model left out.
+        holders: The same as sites, without the model.
     """
 
     layer: keras.layers.Layer
@@ -64,7 +64,7 @@ class Site:
 
     @property
     def block(self) -> Site | None:
-        """The outermost numbered layer that holds this one, models left out."""
+        """The outermost numbered layer that holds this one, except models."""
         for holder in self.holders:
             if holder.number is not None and not _is_model(holder.layer):
                 return holder
@@ -72,19 +72,19 @@ class Site:
 
     @property
     def block_index(self) -> int | None:
-        """Number of the outermost numbered block that holds the layer."""
+        """Index of the outermost numbered block that holds the layer."""
         return None if self.block is None else self.block.number
 
 
 def sites(model: keras.layers.Layer, further: Children | None = None) -> list[Site]:
     """Return every layer of a model once, in the model's order.
 
-    Paths do not begin with the model's own name. Two layers of the same path, or of the
-    same address, are told apart by `#2`, `#3`, … on the later ones.
+    Paths do not begin with the model's own name. Equal paths or addresses get the
+    suffixes `#2`, `#3`, ….
 
     Args:
         model: A model, or a layer that holds others.
-        further: Children that layers have beside those that Keras knows.
+        further: Further children of layers, which Keras does not know.
     """
     paths, addresses = _Unique(), _Unique()
     found: dict[int, Site] = {}
@@ -110,7 +110,7 @@ def sites(model: keras.layers.Layer, further: Children | None = None) -> list[Si
 
 
 class _Unique:
-    """Makes names unique by `#2`, `#3`, … on the later ones."""
+    """Makes names unique by the suffixes `#2`, `#3`, …."""
 
     def __init__(self) -> None:
         self.taken: dict[str, int] = {}
@@ -121,7 +121,7 @@ class _Unique:
 
 
 def _parts(holder: keras.layers.Layer, further: Children) -> dict[int, str]:
-    """Return what the children of a layer are called in addresses, by `id`."""
+    """Return the names of a layer's children in addresses, by `id`."""
     counts: dict[str, int] = {}
     parts = {}
     for child in _children(holder, further):
@@ -138,7 +138,7 @@ def _parts(holder: keras.layers.Layer, further: Children) -> dict[int, str]:
 def _number(
     part: str, layer: keras.layers.Layer, holder: keras.layers.Layer
 ) -> int | None:
-    """Return the number of a layer, of the first nameless one of several 0."""
+    """Return the number of a layer; 0 for the first nameless one of several."""
     match = _NUMBER.search(part)
     if match:
         return int(match.group(1))
@@ -153,12 +153,12 @@ def _number(
 
 
 def _is_numbered_by_keras(layer: keras.layers.Layer) -> bool:
-    """Whether a layer's name is what Keras makes up for its class."""
+    """Whether Keras generated a layer's name from its class."""
     return _NUMBER.sub("", layer.name) == _kind(layer)
 
 
 def _kind(layer: keras.layers.Layer) -> str:
-    """Return what Keras calls the first layer of a class (`keras.src.utils.naming`)."""
+    """Return Keras's name for the first layer of a class (`keras.src.utils.naming`)."""
     name = re.sub(r"\W+", "", type(layer).__name__)
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()

@@ -1,7 +1,7 @@
-"""Whether and how a model is adapted: read off its layers, which is the truth.
+"""State of an adapted model, reconstructed from its layers.
 
-What layers cannot tell, `enable_randlora` keeps with the model: the patterns it was
-called with and what was trainable before. Looking up changes nothing.
+`enable_randlora` keeps with the model what its layers do not record: the patterns it
+was called with, and what was trainable before. Looking up the state changes nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class AdaptedState:
         extra: The variables trained beside λ and γ, by address.
         was_trainable: What was trainable before.
         block: `MERGED` within `merged`, `HALF_MERGED` after an interrupted merge.
-        hook: What takes the model's hook off, on torch.
+        hook: Removes the model's hook, on torch.
     """
 
     config: RandLoRAConfig
@@ -69,7 +69,7 @@ class AdaptedState:
 
 
 def remember(model: keras.Model, state: AdaptedState) -> None:
-    """Keep with a model what its layers cannot tell."""
+    """Keep with a model what its layers do not record."""
     setattr(model, _MEMORY, state)
     for layer in state.selection.layers:
         if isinstance(layer, RandLoRALayer):  # not merged yet
@@ -81,7 +81,7 @@ def remember(model: keras.Model, state: AdaptedState) -> None:
 
 
 def _after_load_state_dict(model: keras.Model, incompatible_keys: Any) -> None:
-    """Refuse the bases of another seed in a state dict of torch; ours are put back."""
+    """Refuse the bases of another seed in a torch state dict, and restore ours."""
     state: AdaptedState | None = getattr(model, _MEMORY, None)
     for bank in state.banks() if state and not state.block else ():
         try:
@@ -107,7 +107,7 @@ def forget(model: keras.Model, flags: list[TrainableFlag]) -> None:
 
 @contextlib.contextmanager
 def in_block(model: keras.Model, state: AdaptedState, block: str) -> Iterator[None]:
-    """Let the model be in a block, where its layers do not tell how it is adapted."""
+    """Mark the model as inside a block, where its layers do not show the adaptation."""
     known = _MEMORY in vars(model)
     state.block = block
     setattr(model, _MEMORY, state)
@@ -120,7 +120,7 @@ def in_block(model: keras.Model, state: AdaptedState, block: str) -> Iterator[No
 
 
 def find_state(model: keras.Model) -> AdaptedState | None:
-    """Return how a model is adapted, `None` if it is not.
+    """Return the state of an adapted model, `None` if it is plain.
 
     Raises:
         ValueError: `enable_randlora` was called on a model that holds this one, or the
@@ -148,16 +148,16 @@ def is_adapted(model: keras.Model) -> bool:
 
 
 def adapted_state(model: keras.Model, *, half_merged: bool = False) -> AdaptedState:
-    """Return how an adapted model is.
+    """Return the state of an adapted model.
 
     Args:
         model: An adapted model.
-        half_merged: Whether an interrupted `merge_randlora` may have left it.
+        half_merged: Whether a partly merged model is accepted.
 
     Raises:
-        ValueError: The model is not adapted, within `merged` or `base_only`, half
-            merged, adapted through another model, or was built of layers with
-            different options.
+        ValueError: The model is not adapted, inside `merged` or `base_only`, partly
+            merged, adapted through another model, or built of layers with different
+            options.
     """
     state = find_state(model)
     if state is None:
@@ -202,7 +202,7 @@ def require_plain(model: keras.Model) -> None:
 
 
 def given_bases(model: keras.Model) -> Bases | None:
-    """Return the bases that were passed in, `None` where they follow from the seed.
+    """Return the bases that were passed in, `None` if they follow from the seed.
 
     Returns:
         `basis_a` of shape `(r, s)` and `basis_b` of shape `(l, n * r)`, float32.
@@ -249,10 +249,10 @@ def _require_whole(
 def _former_flags(
     model: keras.Model, everything: list[Site], adapted: list[Site]
 ) -> list[TrainableFlag]:
-    """Return what was trainable before a model was adapted, as far as it is known.
+    """Return the `trainable` flags from before a model was adapted, if known.
 
-    A model inside that `enable_randlora` was called on remembers it. Else everything
-    stays as it is, but the adapted layers become trainable as plain ones are.
+    A model inside that `enable_randlora` was called on records them. Otherwise the
+    flags stay, except that adapted layers become trainable, as plain layers are.
     """
     known: dict[int, TrainableFlag] = {}
     for site in everything:

@@ -1,8 +1,8 @@
 """State trees between plain and adapted models (`set_state_tree`, Orbax folders).
 
-Keras assigns the entries of a tree whose path it finds, within the trainable and the
-frozen variables apart, and says nothing of the others. An adapted kernel is frozen and
-a plain one is not: between the two nothing would be restored.
+Keras assigns the entries of a tree whose path it finds among the trainable or the
+frozen variables, and silently ignores the others. An adapted kernel is frozen and a
+plain one is not, so nothing would be restored between the two.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def restore_tree(
 ) -> None:
     """Restore the state of a plain or an adapted model.
 
-    An adapted model takes that of a plain one as its base, with an update of zero, as
-    from a weights file.
+    An adapted model loads the state of a plain one as its base, with an update of zero,
+    as from a weights file.
 
     Args:
         model: The model.
         adapted: Its adapted layers.
-        tree: What `get_state_tree` returns, or some of its entries.
+        tree: The result of `get_state_tree`, or some of its entries.
         restore: Keras's own `set_state_tree`.
 
     Raises:
@@ -51,9 +51,9 @@ def restore_tree(
         if lambdas:
             raise ValueError(
                 f"The state is that of a model adapted by RandLoRA ('{lambdas[0]}'), "
-                f"and model '{model.name}' is plain: its kernels would stay without "
-                "the update. Call `enable_randlora` with the options of the saved "
-                "model first, then load the state."
+                f"but model '{model.name}' is plain: its kernels would lack the "
+                "update. Call `enable_randlora` with the options of the saved model "
+                "first, then load the state."
             )
         restore(model, tree)
         return
@@ -163,7 +163,7 @@ def _require_all(
     values: Mapping[str, Any],
     becomes_base: bool,
 ) -> None:
-    """Check that a state has every weight, but for those that it needs not have."""
+    """Check that a state has every weight that it needs."""
     spared = _bases(adapted)
     if becomes_base:
         spared |= {id(v) for layer in adapted for v in layer.randlora.trainable_weights}
@@ -171,7 +171,7 @@ def _require_all(
         if weight.path not in values and id(weight) not in spared:
             raise ValueError(
                 f"The state lacks '{weight.path}' of model '{model.name}': it is that "
-                "of another model, or Keras made up other names. Name the model and "
+                "of another model, or Keras generated other names. Name the model and "
                 "its layers, and adapt it as the saved one was."
             )
 

@@ -18,9 +18,9 @@ def base_only(model: keras.Model) -> Iterator[keras.Model]:
     """Run with the adapters off, then on again.
 
     The outputs are exactly those of the base model (the reference policy of preference
-    optimization), and the adapters get no gradient from them. It can be entered within
-    a loss, in `fit`, `jax.jit` and `tf.function`, and between the forward and the
-    backward pass. Biases and layers that are fully trained keep their trained values.
+    optimization), and give the adapters no gradient. It can be entered inside a loss,
+    in `fit`, `jax.jit` and `tf.function`, and between the forward and the backward
+    pass. Biases and layers that are fully trained keep their trained values.
 
     Raises:
         ValueError: The model is not adapted, or inside such a block already.
@@ -51,10 +51,10 @@ def base_only(model: keras.Model) -> Iterator[keras.Model]:
 
 
 def _set_to_zero(adapter: RandLoRAAdapter, undo: contextlib.ExitStack) -> None:
-    """Let functions that TensorFlow has traced before see no update either.
+    """Switch the update off in functions that TensorFlow has traced before.
 
-    They read λ when they run, and the flag when they are traced: what is traced in the
-    block must read λ as well, since it is run after the block too.
+    They read λ when they run, and the flag when they are traced. A function traced in
+    the block must read λ as well, since it also runs after the block.
     """
     undo.callback(setattr, adapter, "zeroed", False)
     undo.callback(adapter.lambda_.assign, np.array(to_numpy(adapter.lambda_)))

@@ -1,4 +1,4 @@
-"""From patterns to layers: which layers of a model are adapted or trained."""
+"""Selection of the layers to adapt or train, by patterns."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ DEFAULT_GROUP = "attention"
 
 
 class Selection(NamedTuple):
-    """What a configuration selects in a model, each in the model's order."""
+    """The layers that a configuration selects, in the model's order."""
 
     adapted: list[Site]
     also_trained: list[Site]
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
-        """The layers to adapt, or those that are."""
+        """The layers to adapt, or the adapted layers."""
         return [site.layer for site in self.adapted]
 
 
 def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
-    """Return the layers and weights that `config` adapts, and those it also trains.
+    """Return the layers and weights that `config` adapts or fully trains.
 
     Nothing in the model changes.
 
@@ -80,9 +80,9 @@ def select(model: keras.Model, config: RandLoRAConfig) -> Selection:
     ]
     if overlap:
         raise ValueError(
-            f"Layer '{overlap[0]}' stands in `targets` and in `also_train`. Its "
-            "kernel cannot be both frozen under an update and trained; leave it out "
-            "of one of them."
+            f"Layer '{overlap[0]}' is in both `targets` and `also_train`. Its kernel "
+            "cannot be both frozen under an update and trained; leave it out of one "
+            "of them."
         )
     return Selection(adapted, [site for site in everything if id(site.layer) in chosen])
 
@@ -224,7 +224,7 @@ _GROUPS: dict[str, Callable[[keras.Model, list[Site]], list[Site]]] = {
 
 
 def _is_matrix(site: Site) -> bool:
-    """Whether a layer is linear in what it sees, and does not choose among experts."""
+    """Whether a layer is linear in its input, and not a router of experts."""
     if is_convolution(site.layer) and not is_of_patches(site.layer):
         return False
     return site.linear and not is_router(site.ancestors[-1], site.layer)
@@ -237,7 +237,7 @@ def _in_blocks(chosen: list[Site], layers: tuple[int, ...] | None) -> list[Site]
     missing = sorted(set(layers) - present)
     if missing:
         raise ValueError(
-            f"`layers` names block {missing[0]}, but the targets stand in blocks "
+            f"`layers` names block {missing[0]}, but the targets are in blocks "
             f"{sorted(present)}. Received: layers={list(layers)}."
         )
     return [site for site in chosen if site.block_index in layers]
@@ -247,7 +247,7 @@ def require_built(model: keras.Model, linear: list[Site]) -> None:
     """Check that a model and its linear layers have their kernels.
 
     Raises:
-        ValueError: One has not.
+        ValueError: A kernel is missing.
     """
     waiting = [site for site in linear if not site.layer.built]
     if waiting or not model.built:
@@ -273,9 +273,9 @@ def _require_adaptable(site: Site) -> None:
         )
     if isinstance(site.ancestors[-1], keras.layers.SpectralNormalization):
         raise ValueError(
-            f"Layer '{site.path}' stands in a SpectralNormalization, which rewrites "
-            "the kernel in every training step. RandLoRA keeps it frozen; remove the "
-            "wrapper or the target."
+            f"Layer '{site.path}' is wrapped in a SpectralNormalization, which "
+            "rewrites the kernel in every training step. RandLoRA keeps it frozen; "
+            "remove the wrapper or the target."
         )
     try:
         layout_of(layer)
@@ -284,7 +284,7 @@ def _require_adaptable(site: Site) -> None:
 
 
 def _require_own_kernels(adapted: list[Site]) -> None:
-    """Refuse two layers of one kernel: merging would write both updates into it."""
+    """Refuse two layers with one kernel: merging would write both updates into it."""
     holders: dict[int, Site] = {}
     for site in adapted:
         kernel = keras_internals.kernel_variable(site.layer)
@@ -310,19 +310,19 @@ def _unsupported_message(pattern: str, site: Site) -> str:
     if isinstance(site.layer, HeldWeight):
         return (
             f"Target '{pattern}' matches '{site.path}', a weight of shape "
-            f"{kernel_shape(site.layer)}. Say what its axes are, such as "
-            f"weight_axes={{'{pattern}': 'batch in out'}}, if it is multiplied by."
+            f"{kernel_shape(site.layer)}. If it is used in a matmul, name its axes, "
+            f"such as weight_axes={{'{pattern}': 'batch in out'}}."
         )
     if is_convolution_in_groups(site.layer):
         return (
-            f"Target '{pattern}' matches '{site.path}', a convolution of type {kind} "
-            "in groups or by channels: each has a kernel of its own, and no matrix "
-            "that RandLoRA could adapt."
+            f"Target '{pattern}' matches '{site.path}', a grouped or depthwise "
+            f"convolution of type {kind}: each group has a kernel of its own, so there "
+            "is no matrix to adapt."
         )
     return (
         f"Target '{pattern}' matches '{site.path}', a layer of type {kind}. RandLoRA "
         "adapts keras.layers.Dense and EinsumDense, convolutions without groups, and "
-        f"weights that layers multiply by.{inside}"
+        f"weights that layers use in matmuls.{inside}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which variables are trained: what is frozen, what is trained beside λ and γ."""
+"""Trainable flags: freezing the base, and variables trained beside λ and γ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TrainableFlag(NamedTuple):
     Attributes:
         layer: The layer.
         trainable: Its own flag.
-        variables: The variables that it holds as trainable ones, and their flags.
+        variables: Its own trainable variables, and their flags.
     """
 
     layer: keras.layers.Layer
@@ -30,13 +30,13 @@ class TrainableFlag(NamedTuple):
 
     @classmethod
     def of(cls, layer: keras.layers.Layer) -> TrainableFlag:
-        """Return the flags of a layer as they are."""
+        """Return the current flags of a layer."""
         own = keras_internals.own_trainable_variables(layer)
         flags = [(variable, variable.trainable) for variable in own]
         return cls(layer, keras_internals.own_flag(layer), flags)
 
     def restore(self) -> None:
-        """Set the flags as they were."""
+        """Restore the flags."""
         keras_internals.set_own_flag(self.layer, self.trainable)
         for variable, trainable in self.variables:
             variable.trainable = trainable
@@ -48,7 +48,7 @@ def trainable_flags(model: keras.Model) -> list[TrainableFlag]:
 
 
 def restore_flags(flags: Sequence[TrainableFlag]) -> None:
-    """Make layers and variables as trainable as they were."""
+    """Restore the flags of layers and variables."""
     for flag in flags:
         flag.restore()
 
@@ -56,8 +56,8 @@ def restore_flags(flags: Sequence[TrainableFlag]) -> None:
 def train_only(model: keras.Model, extra: dict[str, keras.Variable]) -> None:
     """Freeze everything but λ, γ and the extra variables.
 
-    A layer with nothing to train is frozen itself, so that batch normalization
-    leaves its statistics alone.
+    A layer with nothing to train is frozen itself, so that batch normalization does not
+    update its statistics.
     """
     trained = {id(variable) for variable in extra.values()}
     layers = [model, *(site.layer for site in sites(model))]
@@ -73,7 +73,7 @@ def train_only(model: keras.Model, extra: dict[str, keras.Variable]) -> None:
 
 
 def update_shapes(selection: Selection, config: RandLoRAConfig) -> list[UpdateShape]:
-    """Return the sizes of the updates that the selected layers get or have."""
+    """Return the sizes of the updates of the selected layers."""
     return [
         UpdateShape.of_layout(layout_of(layer), config) for layer in selection.layers
     ]
@@ -116,10 +116,10 @@ def extra_variables(
         )
         if whole and _holds_integers(site.layer):
             raise ValueError(
-                f"Layer '{site.path}' stands in `also_train` and is quantized as "
-                f"'{site.layer.quantization_mode}': its kernel cannot be trained as it "
-                "is. Quantize the backbone only (`model.backbone.quantize(...)`), or "
-                "leave the layer out."
+                f"Layer '{site.path}' is in `also_train` and quantized as "
+                f"'{site.layer.quantization_mode}': a quantized kernel cannot be fully "
+                "trained. Quantize the backbone only (`model.backbone.quantize(...)`), "
+                "or leave the layer out."
             )
         for name, variable in named_weights(site.layer).items():
             if whole or (bias and name == "bias"):
@@ -128,7 +128,7 @@ def extra_variables(
 
 
 def _holds_integers(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is quantized, and has weights to be."""
+    """Whether a layer has quantized weights."""
     dtypes = [weight.dtype for weight in named_weights(layer).values()]
     return layer.quantization_mode is not None and not all(
         map(keras.backend.is_float_dtype, dtypes)

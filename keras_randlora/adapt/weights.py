@@ -1,4 +1,4 @@
-"""The weights that layers hold themselves, as sites beside the layers of a model."""
+"""Bare weights of layers, as sites beside the layers of a model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from keras_randlora.tools import keras_internals
 
 
 def all_sites(model: keras.layers.Layer, axes: Mapping[str, str]) -> list[Site]:
-    """Return the layers of a model, and the weights that they hold themselves.
+    """Return the layers of a model, and their bare weights.
 
-    Nothing in the model changes: the layers that stand for its plain weights are made
-    here, and are held by nobody.
+    Nothing in the model changes: the layers that represent its plain weights are
+    created here and not kept.
 
     Args:
         model: A model, or a layer that holds others.
-        axes: The roles of the axes by name, path, address or pattern, beside those
-            that are known of keras-hub.
+        axes: The roles of the axes by name, path, address or pattern, in addition to
+            the known ones of keras-hub.
 
     Raises:
         ValueError: A pattern matches no weight, or its axes do not fit.
@@ -76,7 +76,7 @@ def _is_meant(site: Site, pattern: str) -> bool:
 
 
 def _describe(site: Site, roles: str) -> None:
-    """Let a weight be one whose axes are known."""
+    """Set the roles of a weight's axes."""
     weight = site.layer
     if weight.axes == roles:
         return

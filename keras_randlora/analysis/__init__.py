@@ -1,7 +1,7 @@
-"""What training has learned: spectra of updates, likeness of models, planes of loss.
+"""Analysis of trained models: spectra of updates, CKA, loss landscapes.
 
-Use it as `kr.analysis.update_spectrum(layer)`. The functions that draw need
-matplotlib, and plotly for pages (`pip install keras-randlora[plots]`).
+Use it as `kr.analysis.update_spectrum(layer)`. Plots need matplotlib, and plotly for
+HTML pages (`pip install keras-randlora[plots]`).
 """
 
 from keras_randlora.analysis.loss_plane import LossPlane, loss_of, loss_plane

@@ -14,7 +14,7 @@ Weights = Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class LossPlane:
-    """Losses on a grid of the plane through three points in the space of weights.
+    """Losses on a grid in the plane through three points in weight space.
 
     Attributes:
         names: Names of the three models.
@@ -56,11 +56,11 @@ def loss_plane(
     RandLoRA's figure 4b shows it through LoRA, RandLoRA and full fine-tuning.
 
     Args:
-        models: Three names and weights, each as `model.get_weights()` of the same plain
-            architecture returns them (adapters merged).
-        loss: Returns the loss of such weights; `loss_of` makes one from a model.
-        resolution: Points of the grid along either axis.
-        margin: How far the grid goes beyond the triangle, as a share of its size.
+        models: Three names and weights, each the `model.get_weights()` of the same
+            plain architecture (adapters merged).
+        loss: Returns the loss of such weights; `loss_of` builds one from a model.
+        resolution: Points of the grid along each axis.
+        margin: Extent of the grid beyond the triangle, as a share of its size.
 
     Raises:
         ValueError: There are not three models, their weights differ in shape, they lie

@@ -1,4 +1,4 @@
-"""Pictures of an analysis: PNG, SVG or PDF with matplotlib, HTML with plotly."""
+"""Plots of an analysis: PNG, SVG or PDF with matplotlib, HTML with plotly."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _PICTURES = (".png", ".svg", ".pdf")
 def plot_spectra(
     spectra: Mapping[str, Any], path: str | os.PathLike[str], *, title: str = ""
 ) -> None:
-    """Draw singular values against their number, one line for each name.
+    """Plot singular values against their index, one line for each name.
 
     Args:
         spectra: `{name: singular values}`, largest first, as `update_spectrum` returns
             them.
         path: A file ending in `.png`, `.svg` or `.pdf`.
-        title: Stands above the picture.
+        title: The title of the plot.
 
     Raises:
-        ValueError: The file ends otherwise, or there is nothing to draw.
+        ValueError: The file has another suffix, or there is nothing to plot.
         ImportError: matplotlib is not installed.
 
     Example:
@@ -45,7 +45,7 @@ def plot_spectra(
     if largest > 0:
         axes.set_yscale("log")
         axes.set_ylim(largest * 1e-5, largest * 2)
-    axes.set_xlabel("Number of the singular value")
+    axes.set_xlabel("Index of the singular value")
     axes.set_ylabel("Singular value of the update")
     axes.legend(frameon=False, fontsize=9)
     _save(figure, axes, path, title)
@@ -57,16 +57,16 @@ def plot_cka(
     *,
     title: str = "",
 ) -> None:
-    """Draw the likeness of activations layer by layer, one line for each name.
+    """Plot the CKA of activations by layer, one line for each name.
 
     Args:
         series: `{name: {layer: cka}}`, the same layers in each, as `layer_cka` returns
             them.
         path: A file ending in `.png`, `.svg` or `.pdf`.
-        title: Stands above the picture.
+        title: The title of the plot.
 
     Raises:
-        ValueError: The file ends otherwise, or the layers differ.
+        ValueError: The file has another suffix, or the layers differ.
         ImportError: matplotlib is not installed.
 
     Example:
@@ -94,16 +94,16 @@ def plot_cka(
 def plot_loss_plane(
     plane: LossPlane, path: str | os.PathLike[str], *, title: str = ""
 ) -> None:
-    """Draw the loss on a plane with its three models.
+    """Plot the loss on a plane with its three models.
 
     Args:
-        plane: What `loss_plane` returned.
-        path: `.png`, `.svg` or `.pdf`: contour lines. `.html`: a page on which the
-            surface can be turned, which needs no network.
-        title: Stands above the picture.
+        plane: The result of `loss_plane`.
+        path: `.png`, `.svg` or `.pdf`: contour lines. `.html`: a page with an
+            interactive surface, which needs no network.
+        title: The title of the plot.
 
     Raises:
-        ValueError: The file ends otherwise.
+        ValueError: The file has another suffix.
         ImportError: matplotlib, or plotly for a page, is not installed.
 
     Example:
@@ -136,7 +136,7 @@ def plot_loss_plane(
             fontsize=9,
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
         )
-    axes.set_xlabel("Distance in the space of weights")
+    axes.set_xlabel("Distance in weight space")
     axes.set_ylabel("Distance")
     axes.set_aspect("equal")
     _save(figure, axes, path, title)
@@ -186,7 +186,7 @@ def _checked(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
     path = local_path(path)
     if path.suffix not in suffixes:
         raise ValueError(
-            f"A picture's file ends in one of {', '.join(suffixes)}. "
+            f"The file of a plot must end in one of {', '.join(suffixes)}. "
             f"Received: '{path}'."
         )
     return path

@@ -1,4 +1,4 @@
-"""How alike two models see the same inputs, layer by layer."""
+"""Layer-wise linear CKA between two models."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def cka(first: Array, second: Array) -> float:
     """Return the linear centered kernel alignment of two activations.
 
     `|YᵀX|² / (|XᵀX| · |YᵀY|)` with centered columns and Frobenius norms (Kornblith et
-    al., 2019, section 3; RandLoRA's figure 4a). It does not change with rotations and
-    with the scale of either; 1 where both are alike up to those.
+    al., 2019, section 3; RandLoRA's figure 4a). It is invariant to rotation and scale
+    of either; 1 if both are equal up to these.
 
     Args:
-        first: X of shape `(..., features)`: all axes but the last count examples.
-        second: Y of shape `(..., features)`, of as many examples.
+        first: X of shape `(..., features)`; all axes but the last are examples.
+        second: Y of shape `(..., features)`, with as many examples.
 
     Returns:
-        A number from 0 to 1.
+        A value from 0 to 1.
 
     Raises:
-        ValueError: The numbers of examples differ, are below two, or an activation is
+        ValueError: The numbers of examples differ or are below two, or an activation is
             the same for all examples.
 
     Example:
@@ -55,21 +55,21 @@ def cka(first: Array, second: Array) -> float:
 def layer_outputs(
     model: keras.Model, inputs: Any, paths: Sequence[str], mask: Array | None = None
 ) -> dict[str, np.ndarray]:
-    """Return what layers of a model put out for the same inputs.
+    """Return the outputs of a model's layers for the same inputs.
 
     Args:
         model: A built model; it is called once, outside of any compiled function.
-        inputs: What the model takes.
-        paths: Paths of the layers (`kr.summary` shows those that are adapted).
-        mask: Which tokens count, of shape `(batch, sequence)`, as the padding mask of
-            keras-hub. By default all do.
+        inputs: The inputs of the model.
+        paths: Paths of the layers (`kr.summary` shows the adapted ones).
+        mask: The tokens that count, of shape `(batch, sequence)`, as the padding mask
+            of keras-hub. By default all do.
 
     Returns:
         `{path: array}` of shape `(examples, features)`, float32.
 
     Raises:
-        ValueError: The model has no layer of a path, or calls it never or several
-            times, or its output does not begin as `mask` is shaped.
+        ValueError: The model has no layer with such a path, calls it never or several
+            times, or its output's shape does not begin with that of `mask`.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -90,7 +90,7 @@ def layer_outputs(
     for path, outputs in seen.items():
         if len(outputs) != 1:
             raise ValueError(
-                f"Layer '{path}' is to be called once by model '{model.name}'. It was "
+                f"Layer '{path}' must be called once by model '{model.name}'. It was "
                 f"called {len(outputs)} times."
             )
         found[path] = _examples(path, outputs[0], mask)
@@ -108,13 +108,13 @@ def layer_cka(
 
     Args:
         first: A model.
-        second: Another of the same architecture, trained in another way.
-        inputs: What both take.
+        second: A model of the same architecture, trained differently.
+        inputs: The inputs of both.
         paths: Paths of the layers.
-        mask: Which tokens count, of shape `(batch, sequence)`. By default all do.
+        mask: The tokens that count, of shape `(batch, sequence)`. By default all do.
 
     Raises:
-        ValueError: As `layer_outputs` and `cka` say.
+        ValueError: As for `layer_outputs` and `cka`.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -130,7 +130,7 @@ def layer_cka(
 
 @contextlib.contextmanager
 def _recorded(layer: keras.layers.Layer, outputs: list[Array]) -> Iterator[None]:
-    """Append what the layer returns to a list for the time of the block."""
+    """Append the outputs of a layer to a list, inside a block."""
     name = "call" if layer.quantization_mode is None else "quantized_call"
     call = getattr(layer, name)
 

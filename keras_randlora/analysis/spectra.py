@@ -1,4 +1,4 @@
-"""The update of a layer as a matrix: its singular values and its ranks."""
+"""Delta weights as matrices: singular values, rank and effective rank."""
 
 from __future__ import annotations
 
@@ -25,23 +25,22 @@ Array = Any
 
 
 def update_matrix(layer: keras.layers.Layer, base: Array | None = None) -> np.ndarray:
-    """Return what training has added to a layer's kernel, as a matrix.
+    """Return the update (delta weight) of a layer's kernel, as a matrix.
 
     Args:
         layer: A `Dense` or `EinsumDense`: adapted by RandLoRA, with Keras's LoRA
             enabled, or plain.
         base: The kernel before training, in the kernel's shape (`kernels` returns
-            it). By default what the adapter of the layer adds; a layer trained as it is
-            needs `base`.
+            it). By default the update of the layer's adapter is used; a fully trained
+            layer needs `base`.
 
     Returns:
-        Shape `(in, out)`, float64; for `EinsumDense` the kernel's axes that are
-        contracted with the input by those that appear in the output. Of a batch of
-        kernels, such as experts, `(batch, in, out)`.
+        Shape `(in, out)`, float64; for `EinsumDense` the contracted axes of the kernel
+        by its output axes. For a batch of kernels, such as experts, `(batch, in, out)`.
 
     Raises:
         ValueError: The layer has no kernel that is read as a matrix, or neither an
-            adapter nor `base` tells what was added.
+            adapter nor `base` is given.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -54,8 +53,8 @@ def update_matrix(layer: keras.layers.Layer, base: Array | None = None) -> np.nd
         added = _added(layer)
         if added is None:
             raise ValueError(
-                f"Layer '{layer.path}' has no adapter, so that only its kernel before "
-                "training tells what was added: pass `base`. Received: base=None."
+                f"Layer '{layer.path}' has no adapter, so its update is the difference "
+                "from the kernel before training: pass `base`. Received: base=None."
             )
     else:
         base = _in_float32(base)
@@ -101,8 +100,8 @@ def update_rank(
     Args:
         update: A matrix, or a layer, whose `update_matrix` is taken.
         base: For a layer: as in `update_matrix`.
-        tolerance: The share of the largest singular value from which one counts. By
-            default `max(in, out)` float32 roundings, as in `np.linalg.matrix_rank`.
+        tolerance: Singular values above this share of the largest one count. By default
+            `max(in, out)` float32 roundings, as in `np.linalg.matrix_rank`.
 
     Raises:
         ValueError: What is given is no matrix, or as `update_matrix` says.
@@ -121,11 +120,11 @@ def update_rank(
 def effective_rank(
     update: Array | keras.layers.Layer, base: Array | None = None
 ) -> float:
-    """Return over how many directions an update is spread.
+    """Return the effective rank of an update.
 
-    The exponential of the entropy of its singular values divided by their sum (Roy and
-    Vetterli, 2007): k where k singular values are equal and the rest zero; 0 for an
-    update of zero. Of a batch of matrices the mean.
+    The exponential of the entropy of the normalized singular values (Roy and Vetterli,
+    2007): k if k singular values are equal and the rest zero; 0 for an update of zero.
+    For a batch of matrices the mean.
 
     Args:
         update: A matrix, or a layer, whose `update_matrix` is taken.
@@ -157,10 +156,10 @@ def effective_rank(
 
 
 def kernels(model: keras.Model) -> dict[str, np.ndarray]:
-    """Return the kernels that the linear layers of a model compute with.
+    """Return the kernels of a model's linear layers, including updates.
 
     Returns:
-        `{layer path: kernel}`, float32, what adapters add included.
+        `{layer path: kernel}`, float32.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -180,15 +179,15 @@ def updates(
     """Return `update_matrix` of every layer that training has changed.
 
     Args:
-        model: A model with adapters, or trained as it is.
-        base: What `kernels(model)` returned before training. By default what adapters
-            have added.
+        model: A model with adapters, or a fully fine-tuned one.
+        base: The result of `kernels(model)` before training. By default the updates of
+            the adapters are returned.
 
     Returns:
         `{layer path: matrix}`, in the model's order.
 
     Raises:
-        ValueError: No layer has an adapter, and no `base` is given, or `base` lacks a
+        ValueError: No layer has an adapter and no `base` is given, or `base` lacks a
             layer of the model.
 
     Example:
@@ -222,7 +221,7 @@ def updates(
 
 
 def _matrix(update: Array | keras.layers.Layer, base: Array | None) -> np.ndarray:
-    """Return what is given as a matrix, or the update of a layer."""
+    """Return the matrix itself, or the update of a layer."""
     if isinstance(update, keras.layers.Layer):
         update = update_matrix(update, base)
     matrix = np.asarray(update, "float64")
@@ -235,9 +234,9 @@ def _matrix(update: Array | keras.layers.Layer, base: Array | None) -> np.ndarra
 
 
 def _quick_spectrum(matrix: np.ndarray) -> np.ndarray:
-    """Return the singular values but for those below 1e-8 of the largest.
+    """Return the singular values, without those below 1e-8 of the largest.
 
-    From the smaller of the matrix's products with itself: several times as fast.
+    It uses the smaller Gram matrix, which is several times as fast.
     """
     rows, columns = matrix.shape
     product = matrix @ matrix.T if rows < columns else matrix.T @ matrix
@@ -264,7 +263,7 @@ def _layout(layer: keras.layers.Layer) -> KernelLayout:
 
 
 def _added(layer: keras.layers.Layer) -> np.ndarray | None:
-    """Return what the adapter adds to the kernel, `None` where there is none."""
+    """Return the update of a layer's adapter, `None` without one."""
     if isinstance(layer, RandLoRALayer):
         return _in_float32(layer.randlora.update())
     if _has_lora(layer):

@@ -1,8 +1,8 @@
-"""From a seed to the frozen random bases, and the products that are taken with them.
+"""Frozen random bases drawn from a seed, and products with them.
 
 In: the name of a kind, a seed and sizes. Out: the entries of A and B, the same on every
-backend, device and process, and operators that multiply by B. A new distribution is
-registered with `register_basis`.
+backend, device and process, and operators for products with B. `register_basis` adds a
+new distribution.
 """
 
 from keras_randlora.bases.distributions import Distribution

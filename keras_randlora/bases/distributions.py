@@ -1,7 +1,8 @@
-"""How 32 random bits become an entry: uniform, normal or ternary numbers.
+"""Distributions of the bases' entries: uniform, normal and ternary.
 
-Each is written twice, for NumPy and for `keras.ops`, and gives the same numbers bit for
-bit: an integer threshold, an exact scaling or a table makes a word an entry.
+Each maps 32 random bits (a word) to an entry by an integer threshold, an exact scaling
+or a table. It is written for NumPy and for `keras.ops`; both give the same entries, bit
+for bit.
 
 Reference for the ternary kinds: Li, Hastie and Church, "Very sparse random
 projections", KDD 2006.
@@ -25,16 +26,16 @@ _UNIFORM_STEP = float(np.float32(math.sqrt(3.0) * 2.0**-24))
 
 
 class Distribution(NamedTuple):
-    """How 32-bit words become the entries of a basis.
+    """A map from 32-bit words to the entries of a basis.
 
     Attributes:
         dtype: The dtype of the entries: `"float32"`, or `"int8"` for -1, 0 and 1.
-        default_sparsity: The larger side `l` of the kernel to the sparsity `s` in
-            `P(+1) = P(-1) = 1/s`, `None` if the entries are float32.
-        entries: `uint32` words (any shape, may be overwritten) and the `BasisSpec` to
-            entries.
+        default_sparsity: Maps the larger side `l` of the kernel to the sparsity `s` in
+            `P(+1) = P(-1) = 1/s`, or to `None` if the entries are float32.
+        entries: Maps `uint32` words (any shape, may be overwritten) and the `BasisSpec`
+            to entries.
         entries_ops: The same for an `int32` tensor that holds the bits of the words.
-        free_sparsity: Whether the sparsity is the user's to choose.
+        free_sparsity: Whether the user chooses the sparsity.
     """
 
     dtype: str
@@ -103,7 +104,7 @@ def _ternary_ops(words: Any, spec: Any) -> Any:
 
 
 def _words_per_sign(spec: Any) -> int:
-    """Return how many of the 2**32 words give +1: `floor(2**32 / s)`, exactly."""
+    """Return the number of words of 2**32 that give +1: `floor(2**32 / s)`, exactly."""
     assert spec.sparsity is not None  # BasisSpec sees to that
     return math.floor(2**32 / fractions.Fraction(spec.sparsity))
 

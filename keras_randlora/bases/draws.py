@@ -1,16 +1,16 @@
-"""Draws a matrix of random entries from a seed, the same on every backend.
+"""Random matrices drawn from a seed, the same on every backend.
 
-Each entry is a function of `(seed, which matrix, row, column)` and of nothing else: the
-counter-based generator Threefry-2x32 hashes them to a word, which a `Distribution`
-makes an entry. Hence the first rows and columns of a larger matrix are the smaller
-matrix, and `draw` (NumPy) and `draw_ops` (`keras.ops`) agree bit for bit.
+Each entry is a function of `(seed, which matrix, row, column)` only. The counter-based
+generator Threefry-2x32 hashes these to a word, and a `Distribution` maps the word to an
+entry. So the first rows and columns of a larger matrix are the smaller matrix, and
+`draw` (NumPy) and `draw_ops` (`keras.ops`) agree bit for bit.
 
-Zeros can cost the update its rank: a zero column of A is a zero column of every term,
-and more than `num_bases` columns of A in one direction are linearly dependent in the
-update. Therefore the entries that `guarded` names are never 0: where the word gives 0,
-its lowest bit gives the sign. With `A[c % rank, c]` and `B[c, c]` guarded every
-distribution reaches full rank, but for `"binary"` with rank 2, where A has columns in
-two directions only (95 to 100 %).
+Zeros can reduce the rank of the update: a zero column of A is a zero column of every
+term, and more than `num_bases` columns of A in one direction are linearly dependent in
+the update. So the entries in `guarded` are never 0: where the word gives 0, its lowest
+bit gives the sign. With `A[c % rank, c]` and `B[c, c]` guarded every distribution
+reaches full rank, except `"binary"` with rank 2, where A has columns in two directions
+only (95 to 100 %).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def draw(
     """Return the entries of a matrix, float32 or int8.
 
     Args:
-        distribution: Makes words entries.
+        distribution: Maps words to entries.
         spec: The seed and the sparsity.
-        which: Number of the matrix: one seed draws several.
+        which: Index of the matrix: one seed draws several.
         shape: Rows and columns.
-        guarded: `guarded[c]` is the row where column c is never 0; for entries that
-            may be 0.
+        guarded: `guarded[c]` is the row in which column c is never 0; for
+            distributions with zeros.
     """
     rows, columns = shape
     basis = np.empty(shape, distribution.dtype)
@@ -81,8 +81,8 @@ def draw_ops(
         which: As for `draw`.
         shape: As for `draw`.
         guarded: As for `draw`, an int32 tensor.
-        seed: The result of `seed_tensor`, where it must not be a constant of the
-            trace; default: the spec's.
+        seed: The result of `seed_tensor`, if it must not be a constant of the trace;
+            default: the spec's.
     """
     key = (seed_tensor(spec) if seed is None else seed, which)
     drawn = words_ops(key, *shape)

@@ -1,13 +1,13 @@
-"""Kinds of bases: how a pair is drawn, what is held of it, how it is multiplied.
+"""Kinds of bases: drawing, stored arrays and products of a pair.
 
-| kind | A `(r, s)` | B `(l, n * r)` | held of B |
+| kind | A `(r, s)` | B `(l, n * r)` | stored of B |
 |---|---|---|---|
 | `EntrywiseBasis` | entries of a distribution | likewise | B |
 | `KroneckerBasis` | U(-√3, √3) | the leading part of `left ⊗ right` | both factors |
 
 The left factor is U(-√3, √3), the right one a Hadamard matrix of 64 rows with random
-signs of its rows and columns, so that each entry of B is U(-√3, √3) as well. All
-leading blocks of `right` are regular, and those of `left` with probability 1.
+signs of its rows and columns, so each entry of B is U(-√3, √3) as well. All leading
+blocks of `right` are regular, and those of `left` with probability 1.
 """
 
 from __future__ import annotations
@@ -54,26 +54,26 @@ class PairSize(NamedTuple):
 
 
 class BasisKind(Protocol):
-    """What the rest of the package asks of a kind of bases."""
+    """Interface of a kind of bases."""
 
     @property
     def distribution(self) -> Distribution:
         """The distribution of the entries, with dtype and default sparsity."""
 
     def shapes(self, size: PairSize) -> dict[str, tuple[int, int]]:
-        """Return the shapes of what is held, by name; A is `"basis_a"`, the first."""
+        """Return the shapes of the stored arrays; the first is A, `"basis_a"`."""
 
     def draw(self, spec: BasisSpec, size: PairSize) -> dict[str, np.ndarray]:
-        """Return what is held, as NumPy arrays."""
+        """Return the stored arrays, as NumPy arrays."""
 
     def draw_ops(self, spec: BasisSpec, size: PairSize, seed: Any = None) -> list[Any]:
-        """Return what is held, drawn with `keras.ops`; see `draws.draw_ops`."""
+        """Return the stored arrays, drawn with `keras.ops`; see `draws.draw_ops`."""
 
     def whole_b(self, held: Sequence[np.ndarray], size: PairSize) -> np.ndarray:
-        """Return B `(l, n * r)` from what `draw` returned of it, all but A."""
+        """Return B `(l, n * r)` from the arrays of `draw` without A."""
 
     def operator(self, held: Sequence[Any], size: PairSize) -> Operator:
-        """Return B as an operator, from what is held of it."""
+        """Return B as an operator, from its stored arrays."""
 
     def operations(self, larger: int, columns: int) -> int:
         """Count the operations of a product of B with one column."""
@@ -117,11 +117,11 @@ class EntrywiseBasis:
         ]
 
     def whole_b(self, held: Sequence[np.ndarray], size: PairSize) -> np.ndarray:
-        """Return B, which is held."""
+        """Return B, which is stored."""
         return held[0]
 
     def operator(self, held: Sequence[Any], size: PairSize) -> Operator:
-        """Return B as the matrix that is held."""
+        """Return B as the stored matrix."""
         return DenseOperator(*held)
 
     def operations(self, larger: int, columns: int) -> int:

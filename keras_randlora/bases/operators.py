@@ -1,6 +1,6 @@
 """The basis B as an operator: the products that a layer takes with it.
 
-A dense B is multiplied as a matrix, one of very many zeros perhaps as in `sparse.py`.
+A dense B is multiplied as a matrix, a very sparse one perhaps as in `sparse.py`.
 The Kronecker basis is the leading part of `left ⊗ right` and is never formed: with the
 block size p, a product with a matrix of k columns takes `2·n·r·k·(p + l/p)` operations
 instead of `2·l·n·r·k`.
@@ -21,7 +21,13 @@ BLOCK = 64  # side of the right Kronecker factor: near √l for common kernels
 
 
 class Operator(Protocol):
-    """B `(l, n * r)` as what a layer asks of it."""
+    """Interface of B `(l, n * r)`.
+
+    Attributes:
+        in_strips: Whether a product with few columns takes no longer for each.
+    """
+
+    in_strips: bool
 
     @property
     def dtype(self) -> Any:
@@ -52,6 +58,7 @@ class DenseOperator:
     """
 
     matrix: Array
+    in_strips = False
 
     @property
     def dtype(self) -> Any:
@@ -94,6 +101,7 @@ class KroneckerOperator:
     right: Array
     rows: int
     columns: int
+    in_strips = True
 
     @property
     def dtype(self) -> Any:
@@ -137,13 +145,18 @@ class KroneckerOperator:
 
     def project_transposed(self, values: Array) -> Array:
         """Return `Bᵀ · valuesᵀ`, on torch row by row, see `expand_transposed`."""
-        missing = self.left.shape[0] * BLOCK - self.rows
-        if keras.backend.backend() != "torch" or missing:
+        count, of_values = reversed(self.left.shape)
+        if of_values * BLOCK != self.rows:
             return self.project(transpose(values))
-        count = self.left.shape[1]
-        rows = transpose(self.left) @ reshape(values, (-1, self.left.shape[0], BLOCK))
-        rows = reshape(rows, (-1, BLOCK)) @ self.right
-        return transpose(reshape(rows, (-1, count * BLOCK)))[: self.columns]
+        values = reshape(values, (-1, of_values, BLOCK))
+        if keras.backend.backend() != "torch":
+            rows = ops.einsum("kc,wkp->cwp", self.left, values)
+            rows = ops.einsum("cwp,pq->cqw", rows, self.right)
+            return reshape(rows, (count * BLOCK, -1))[: self.columns]
+        rows = transpose(transpose(self.left) @ values, (1, 2, 0))
+        return reshape(transpose(self.right) @ rows, (count * BLOCK, -1))[
+            : self.columns
+        ]
 
 
 def blocks(size: int) -> int:

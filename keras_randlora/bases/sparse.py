@@ -1,8 +1,8 @@
 """Products with a sparse ternary basis on a CPU under torch, as sums of rows.
 
-From about 90 % zeros on they beat the dense product there, and the more so the more
-zeros (`python -m benchmarks.sparse_products`). JAX and TensorFlow have no sparse
-product that XLA compiles well on a CPU, and a GPU is made for dense ones: the basis
+From about 90 % zeros they are faster there than the dense product
+(`python -m benchmarks.sparse_products`). JAX and TensorFlow have no sparse product that
+XLA compiles well on a CPU, and GPUs are faster with dense products. The basis
 `"kronecker"` is as cheap everywhere.
 """
 
@@ -24,11 +24,11 @@ COST_OF_AN_ENTRY = 5
 
 @dataclass(frozen=True)
 class SignedRows:
-    """Which rows of a matrix each row of a product adds, and which it subtracts.
+    """The rows of a matrix that each row of a product adds and subtracts.
 
     Attributes:
-        plus: The rows to add, and where those of each row of the product start.
-        minus: The rows to subtract, likewise.
+        plus: Indices of the rows to add, and the start for each row of the product.
+        minus: The same for the rows to subtract.
     """
 
     plus: tuple[Array, Array]
@@ -52,7 +52,7 @@ class SignedRows:
 
 @dataclass(frozen=True)
 class SparseOperator:
-    """B as the entries that are not zero; the methods are `operators.Operator`'s.
+    """B as its nonzero entries; an `operators.Operator`.
 
     Attributes:
         entries: B of shape `(l, n * r)`, int8.
@@ -64,10 +64,11 @@ class SparseOperator:
     by_row: SignedRows
     by_column: SignedRows
     dtype = "float32"
+    in_strips = False
 
     @classmethod
     def of_entries(cls, entries: Array) -> SparseOperator:
-        """Return B from all its entries, for use with and without gradients."""
+        """Return B from its dense entries, for use with and without gradients."""
         import torch
 
         with torch.inference_mode(False):
@@ -96,12 +97,12 @@ class SparseOperator:
 
 
 def density(spec: BasisSpec) -> float:
-    """Return the expected share of entries that are not zero."""
+    """Return the expected share of nonzero entries."""
     return 1.0 if spec.sparsity is None else 2.0 / spec.sparsity
 
 
 def sparse_pays(spec: BasisSpec, entries: Array) -> bool:
-    """Return whether sparse products with such a basis are faster where it is held."""
+    """Return whether sparse products with such a basis are faster on its device."""
     if keras.backend.backend() != "torch" or density(spec) > MAX_DENSITY:
         return False
     import torch
@@ -111,12 +112,12 @@ def sparse_pays(spec: BasisSpec, entries: Array) -> bool:
 
 
 def sparse_operations(rows: int, columns: int, spec: BasisSpec) -> int:
-    """Count the operations of a dense product that takes as long, for one column."""
+    """Return the operations of a dense product of equal time, for one column."""
     return round(2 * rows * columns * density(spec) * COST_OF_AN_ENTRY)
 
 
 def _ones(mask: Array) -> tuple[Array, Array]:
-    """Return the columns of all true entries, and where those of each row start."""
+    """Return the columns of all true entries, and the start of each row."""
     import torch
 
     counts = mask.sum(dim=1)

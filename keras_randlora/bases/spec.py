@@ -1,4 +1,4 @@
-"""What determines a pair of bases, and the table of the kinds there are.
+"""Specification of a pair of bases, and the table of kinds.
 
 | `basis` | entries before `scale_of` | dtype |
 |---|---|---|
@@ -39,7 +39,7 @@ _KINDS: dict[str, BasisKind] = {
 
 @dataclasses.dataclass(frozen=True)
 class BasisSpec:
-    """What determines the entries of a pair of bases.
+    """The kind, sparsity and seed that determine a pair of bases.
 
     Attributes:
         basis: Name of a kind of bases.
@@ -57,7 +57,7 @@ class BasisSpec:
     seed: int
 
     def __post_init__(self) -> None:
-        """Check the values and store plain Python numbers."""
+        """Validate the values and store plain Python numbers."""
         dense = self.kind.distribution.dtype == "float32"
         if dense != (self.sparsity is None):
             raise ValueError(
@@ -76,12 +76,12 @@ class BasisSpec:
 
 
 def basis_names() -> list[str]:
-    """Return the names that `basis` may have."""
+    """Return the valid names of `basis`."""
     return list(_KINDS)
 
 
 def kind_of(basis: str) -> BasisKind:
-    """Return the kind of bases of a name.
+    """Return the kind of bases with this name.
 
     Raises:
         ValueError: There is none.
@@ -98,14 +98,14 @@ def register_basis(name: str, basis: BasisKind | Distribution) -> None:
     """Make a kind of bases an option: `enable_randlora(model, basis=name)`.
 
     Args:
-        name: What `basis` is called, and is in files. A process that loads such a file
-            must have registered it before.
-        basis: A `Distribution` of independent entries with variance 1 before
+        name: The value of the option `basis`, also in files. A process that loads such
+            a file must register it first.
+        basis: A `Distribution` of independent entries with variance 1 after
             `scale_of`, the same in NumPy and `keras.ops` bit for bit; or a kind with
             products of its own.
 
     Raises:
-        ValueError: The name is taken, or no name.
+        ValueError: The name is taken or empty.
         TypeError: `basis` is neither.
 
     Example:
@@ -175,8 +175,8 @@ def resolve_sparsity(
 def scale_of(spec: BasisSpec) -> float:
     """Return the factor that gives the drawn entries unit variance.
 
-    It is `sqrt(s/2)` for the ternary kinds, not counting the entries that the guard
-    against zero columns sets, and 1 for the dense ones.
+    It is `sqrt(s/2)` for the ternary kinds, ignoring the entries that the guard against
+    zero columns sets, and 1 for the dense ones.
     """
     return 1.0 if spec.sparsity is None else math.sqrt(spec.sparsity / 2.0)
 

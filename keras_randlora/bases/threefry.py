@@ -17,7 +17,7 @@ _KEY_PARITY = 0x1BD11BDA
 def threefry_2x32(
     key: tuple[int, int], x0: np.ndarray, x1: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Replace the counters `x0`, `x1` (uint32, one shape) by their random words."""
+    """Replace the counters `x0`, `x1` (uint32, equal shapes) by their random words."""
     schedule = _key_schedule(key)
     rotated = np.empty_like(x1)
     x0 += schedule[0]
@@ -35,7 +35,7 @@ def threefry_2x32(
 
 
 def threefry_2x32_ops(key: tuple[Any, Any], x0: Any, x1: Any) -> tuple[Any, Any]:
-    """Return the words of the counters `x0`, `x1`, all int32 tensors of one shape.
+    """Return the words of the counters `x0`, `x1`, int32 tensors of equal shapes.
 
     Args:
         key: Two int32, as tensors or integers.
@@ -58,7 +58,7 @@ def threefry_2x32_ops(key: tuple[Any, Any], x0: Any, x1: Any) -> tuple[Any, Any]
 
 
 def words(key: tuple[int, int], start: int, stop: int, columns: int) -> np.ndarray:
-    """Return the words of rows `start` to `stop`; a counter serves two columns."""
+    """Return the words of rows `start` to `stop`; one counter gives two columns."""
     pairs = (columns + 1) // 2
     counters = np.empty((2, stop - start, pairs), np.uint32)
     counters[0] = np.arange(start, stop, dtype=np.uint32)[:, None]
@@ -89,5 +89,5 @@ def signed(word: int) -> int:
 
 
 def _key_schedule(key: tuple[int, int]) -> tuple[int, int, int]:
-    """Return the three words that Threefry injects in turn."""
+    """Return the three key words that Threefry injects in turn."""
     return key[0], key[1], key[0] ^ key[1] ^ _KEY_PARITY

@@ -1,6 +1,6 @@
-"""Artefacts of the merged model for other runtimes.
+"""Export of the merged model for other runtimes.
 
-In: an adapted model and a format. Out: a file or folder without a trace of the adapter.
+In: an adapted model and a format. Out: a file or folder of the plain, merged model.
 """
 
 from keras_randlora.export.artefacts import export_merged

@@ -1,6 +1,6 @@
-"""Artefacts of the merged model, for people who have neither Keras nor this package.
+"""Export of the merged model, for use without Keras or without this package.
 
-A format that this backend does not write is written by a second process.
+If this backend cannot write a format, a second process writes it.
 """
 
 from __future__ import annotations
@@ -50,47 +50,47 @@ def export_merged(
     overwrite: bool = False,
     verbose: bool = True,
 ) -> None:
-    """Write the model with merged kernels, without a trace of the adapter.
+    """Write the model with merged kernels, as a plain model.
 
-    The adapted model in memory is unchanged. What is written is not compiled, and as
-    trainable as it was before the adaptation. `"tf_saved_model"`, `"onnx"`, `"litert"`
-    and `"openvino"` are written by TensorFlow, `"onnx"` and `"torch"` by torch; on
-    another backend in a second process. They have named inputs, and dimensions that
-    are open in the model (batch, sequence) stay open.
+    The adapted model in memory is unchanged. The written model is not compiled, and has
+    the `trainable` flags from before the adaptation. TensorFlow writes
+    `"tf_saved_model"`, `"onnx"`, `"litert"` and `"openvino"`, torch writes `"onnx"` and
+    `"torch"`; on another backend a second process does. These formats have named
+    inputs, and dynamic dimensions of the model (batch, sequence) stay dynamic.
 
     | format | written to | runs in |
     |---|---|---|
     | `"tf_saved_model"` | a folder | TensorFlow |
     | `"onnx"` | `.onnx` | ONNX Runtime |
     | `"litert"` | `.tflite`, with LiteRT's own operations only | `ai-edge-litert` |
-    | `"openvino"` | `.xml`, and a `.bin` beside it | OpenVINO |
+    | `"openvino"` | `.xml`, and a `.bin` next to it | OpenVINO |
     | `"torch"` | `.pt2`, a `torch.export` program | torch |
     | `"keras"` | `.keras` | Keras, without this package |
     | `"preset"` | a folder | keras-hub, without this package |
     | `"transformers"` | a folder | transformers, for families keras-hub can write |
 
-    OpenVINO computes in bfloat16 on processors that have it: for the digits of float32
-    compile with `{"INFERENCE_PRECISION_HINT": "f32"}`. In `.onnx` and `.tflite` files
-    weights are limited to 2 GB.
+    OpenVINO computes in bfloat16 on processors that support it: for float32 compile
+    with `{"INFERENCE_PRECISION_HINT": "f32"}`. In `.onnx` and `.tflite` files weights
+    are limited to 2 GB.
 
     Of a model over several hosts every process calls. Each kernel is gathered once, on
     the host that writes, which needs memory for the whole model.
 
     Args:
         model: An adapted model.
-        path: Where to write, as the table says.
+        path: The file or folder, as in the table.
         format: A format of the table.
-        overwrite: Whether to replace what stands at `path`.
-        verbose: Whether to print a line for each stage of the work.
+        overwrite: Whether to replace what is at `path`.
+        verbose: Whether to print a line for each stage.
 
     Raises:
         ValueError: The model is not adapted, the format is unknown or does not fit
             the model or the path, `path` exists and `overwrite` is false, or a second
             process could not load the model. Nothing is written.
         ModuleNotFoundError: A package is missing; the message says how to install it.
-        OSError: The place cannot be written to, or is a folder with other files.
-        RuntimeError: The conversion failed; its message is given. What stood at `path`
-            is still there. Or not all processes that hold the model called.
+        OSError: `path` cannot be written, or is a folder with other files.
+        RuntimeError: The conversion failed; its message is given. What was at `path` is
+            still there. Or not all processes that hold the model called.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -133,7 +133,7 @@ def _place(path: Path, hosts: Hosts) -> Iterator[str]:
 
 
 def _write(model: keras.Model, path: str, format: str, say: Say) -> None:
-    """Write here if this backend can, else in a second process."""
+    """Write in this process if its backend can, else in a second process."""
     kind = FORMATS[format]
     own, backend = keras.backend.backend(), kind.writer
     if backend == own:
@@ -213,7 +213,7 @@ def _require_known_to_transformers(model: keras.Model) -> None:
 
 @contextlib.contextmanager
 def _plain(model: keras.Model, state: AdaptedState) -> Iterator[None]:
-    """Thaw what was trainable before, and let nothing of the training be saved."""
+    """Restore the former `trainable` flags, and save no training state."""
     flags = [TrainableFlag.of(flag.layer) for flag in state.was_trainable]
     with contextlib.ExitStack() as undo:
         undo.callback(restore_flags, flags)
@@ -228,9 +228,9 @@ def _plain(model: keras.Model, state: AdaptedState) -> Iterator[None]:
 
 
 def _untrained(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Return an optimizer without state that is filed as `optimizer` would be.
+    """Return an optimizer without state that is saved like `optimizer`.
 
-    A keras-hub task compiles itself when it is loaded, and looks for that in the file.
+    A keras-hub task compiles itself when it is loaded, and needs that in the file.
     """
     inner = getattr(optimizer, "inner_optimizer", None)
     if inner is not None:

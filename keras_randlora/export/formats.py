@@ -1,4 +1,4 @@
-"""The formats of artefacts, and how each is written."""
+"""Table of the export formats and their writers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _LARGEST_MESSAGE = 2**31 - 1
 
 
 class Format(NamedTuple):
-    """How an artefact is written.
+    """An export format.
 
     Attributes:
-        write: Writes the merged model to a path, and says what it is at.
-        backends: The backends that write it and the packages each needs for it, first
-            the one that writes for all others; empty if every backend does.
-        suffix: What the file's name ends in, `None` for a folder.
-        beside: What the name of a second file ends in.
+        write: Writes the merged model to a path, and reports its stages.
+        backends: The backends that write it and the packages each needs, first the one
+            that writes for all others; empty if every backend does.
+        suffix: Suffix of the file, `None` for a folder.
+        beside: Suffix of a second file.
         method: The method of a keras-hub model that is called.
-        max_bytes: Size of the weights that the file's format allows, in bytes.
+        max_bytes: Largest size of the weights in the format, in bytes.
     """
 
     write: Callable[[keras.Model, str, Say], Any]
@@ -52,9 +52,9 @@ class Format(NamedTuple):
         )
 
 
-# TensorFlow keeps both the batch and the sequence dimension of a text model open in a
-# SavedModel; jax2tf fails on two open dimensions, and Keras has no SavedModel from
-# torch. What the converters make of it has the same names and the same dimensions.
+# TensorFlow keeps the batch and the sequence dimension of a text model dynamic in a
+# SavedModel; jax2tf fails on two dynamic dimensions, and Keras has no SavedModel from
+# torch. The converters keep names and dimensions.
 FORMATS: dict[str, Format] = {
     "tf_saved_model": Format(write_saved_model, {"tensorflow": ("tensorflow",)}),
     "onnx": Format(

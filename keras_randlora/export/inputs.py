@@ -1,4 +1,4 @@
-"""The inputs of a model, as a function that is exported takes them.
+"""Inputs of a model, as arguments of an exported function.
 
 Keras describes them as a list of positional arguments, each a nested structure of
 `keras.InputSpec`. A language model has one argument, a dictionary.
@@ -13,20 +13,20 @@ import numpy as np
 
 from keras_randlora.tools import keras_internals
 
-# Two sets of sizes for open axes: batch, then the others. None is 1, which exporters
-# take for fixed, and images are large enough for a few strides.
+# Two sets of sizes for dynamic axes: batch, then the others. None is 1, which exporters
+# treat as fixed, and images are large enough for a few strides.
 _BATCHES = (2, 3)
 _LENGTHS = (5, 7)
 _EXTENTS = (64, 96)
 
 
 class Inputs:
-    """What a model takes.
+    """The inputs of a model.
 
     Attributes:
         arguments: Positional arguments, nested `keras.InputSpec`s.
         specs: The same, flat.
-        names: The name of each spec: the key of a dictionary, else what Keras calls it.
+        names: The name of each spec: the key of a dictionary, else Keras's name.
         by_name: Whether the model takes one dictionary.
     """
 
@@ -51,7 +51,7 @@ class Inputs:
         return keras.tree.pack_sequence_as(self.arguments, list(flat))
 
     def open_axes(self) -> list[dict[int, str]]:
-        """Return the open axes of each input, and what they are."""
+        """Return the dynamic axes of each input, and their names."""
         return [
             {
                 axis: f"{name}_{axis}" if axis else "batch"
@@ -72,7 +72,7 @@ class Inputs:
 
 
 def _sizes(shape: tuple[int | None, ...], number: int) -> list[int]:
-    """Return `shape` with its open axes closed."""
+    """Return `shape` with sizes for its dynamic axes."""
     others = _EXTENTS if len(shape) > 3 else _LENGTHS
     return [
         size if size is not None else (others if axis else _BATCHES)[number]

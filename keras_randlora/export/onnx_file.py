@@ -1,7 +1,7 @@
 """An ONNX file, traced by TensorFlow or torch without its weights.
 
-The weights are inputs of the traced graph. It is small, whatever the model's size, and
-no converter folds or copies a weight; the file gets each of them once, one by one.
+The weights are inputs of the traced graph. The graph is small for any model, and no
+converter folds or copies a weight. The file gets each weight once, one by one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 
 
 class UntraceableError(RuntimeError):
-    """This backend cannot make the graph; another one may."""
+    """This backend cannot trace the graph; another may."""
 
 
 def write_onnx(model: keras.Model, path: str, say: Say) -> None:
-    """Write an ONNX file whose open axes are open.
+    """Write an ONNX file with dynamic axes.
 
     Raises:
-        RuntimeError: The model has operations that ONNX does not know.
-        UntraceableError: torch's tracer fails, or makes sizes a part of the graph.
+        RuntimeError: The model has operations that ONNX does not have.
+        UntraceableError: torch's tracer fails, or fixes dynamic sizes in the graph.
     """
     import onnx
 
@@ -58,11 +58,11 @@ def write_onnx(model: keras.Model, path: str, say: Say) -> None:
 
 
 def write_with_weights(model: Any, weights: Mapping[str, Any], path: str) -> None:
-    """Write a `ModelProto` and further initializers, of which it holds one at a time.
+    """Write a `ModelProto` and further initializers, with one in memory at a time.
 
     Args:
         model: The model without these initializers.
-        weights: Arrays or variables by the name that the graph reads.
+        weights: Arrays or variables, by their names in the graph.
         path: The file to write.
     """
     import onnx
@@ -91,7 +91,7 @@ def write_with_weights(model: Any, weights: Mapping[str, Any], path: str) -> Non
 
 
 def _field(number: int, size: int) -> bytes:
-    """Return what stands before a protobuf field of `size` bytes."""
+    """Return the header of a protobuf field of `size` bytes."""
     prefix = bytearray()
     for value in (number << 3 | 2, size):
         while value > 127:
@@ -102,7 +102,7 @@ def _field(number: int, size: int) -> bytes:
 
 
 def _names_read(graph: Any) -> Iterator[str]:
-    """Yield the names that nodes read, in loops and branches too."""
+    """Yield the names that nodes read, also in loops and branches."""
     for node in graph.node:
         yield from node.input
         for attribute in node.attribute:
@@ -112,7 +112,7 @@ def _names_read(graph: Any) -> Iterator[str]:
 
 
 def _rename(graph: Any, names: Mapping[str, str]) -> None:
-    """Give values of a graph other names, in its loops and branches too."""
+    """Rename values of a graph, also in its loops and branches."""
     for value in graph.output:
         value.name = names.get(value.name, value.name)
     for node in graph.node:
@@ -127,7 +127,7 @@ def _rename(graph: Any, names: Mapping[str, str]) -> None:
 
 
 def _trace_tensorflow(function: StatelessModel) -> tuple[Any, dict[str, Any]]:
-    """Return the graph that tf2onnx makes, and the weights among its inputs."""
+    """Return the graph of tf2onnx, and the weights among its inputs."""
     import tensorflow as tf
     from tf2onnx import tf_loader
 
@@ -146,7 +146,7 @@ def _trace_tensorflow(function: StatelessModel) -> tuple[Any, dict[str, Any]]:
     ).get_concrete_function(*signature)
     taken = [tensor.name for tensor in traced.inputs]
     names = [*weights, *function.inputs.names]
-    # Keras computes some constants before the function, which takes them as inputs.
+    # Keras computes some constants outside the function, which gets them as inputs.
     constants = dict(zip(taken[len(names) :], traced.captured_inputs, strict=True))
     outputs = [tensor.name for tensor in traced.outputs]
     with tf.device("/cpu:0"):
@@ -168,9 +168,9 @@ def _converted(
 ) -> Any:
     """Return the ONNX model of a TensorFlow graph.
 
-    tf2onnx has twelve optimizers and runs all of them again until none finds anything.
-    Half of them are for operations that few models have. `careful` goes on where one
-    fails, for which tf2onnx copies the graph before each.
+    tf2onnx has twelve optimizers and repeats all of them until none changes anything.
+    Half of them are for operations that few models have. `careful` continues after a
+    failing one, for which tf2onnx copies the graph before each.
     """
     import tensorflow as tf
     from tf2onnx import optimizer, tfonnx
@@ -230,10 +230,10 @@ def _convert_erfc(graph: Any, node: Any, name: str, arguments: Any) -> None:
 
 
 def _trace_torch(function: StatelessModel) -> tuple[Any, dict[str, Any]]:
-    """Return the graph that torch's tracer makes, and the weights among its inputs.
+    """Return the graph of torch's tracer, and the weights among its inputs.
 
-    The tracer takes a size that Python has seen for a constant. Such a graph would be
-    wrong at other sizes, so it is made at two.
+    The tracer treats a size that Python has read as a constant. Such a graph would be
+    wrong at other sizes, so the model is traced at two sizes and compared.
     """
     first, second = (_trace_torch_at(function, number) for number in (0, 1))
     if first != second:
@@ -245,7 +245,7 @@ def _trace_torch(function: StatelessModel) -> tuple[Any, dict[str, Any]]:
 
 
 def _trace_torch_at(function: StatelessModel, number: int) -> Any:
-    """Return the graph made with the example of this number."""
+    """Return the graph traced with the example of this number."""
     import onnx
     import torch
 
@@ -291,9 +291,9 @@ def _trace_torch_at(function: StatelessModel, number: int) -> Any:
 
 @contextlib.contextmanager
 def _layer_norm_of_open_sizes() -> Iterator[None]:
-    """Let torch translate a layer norm whose normalized axes it has not seen fixed.
+    """Let torch translate a layer norm over axes of dynamic size.
 
-    Their number is that of the weight's axes, which is enough for ONNX.
+    Their number equals that of the weight's axes, which is enough for ONNX.
     """
     import torch
 
@@ -314,7 +314,7 @@ def _layer_norm_of_open_sizes() -> Iterator[None]:
 
 
 def _count_axes_from_the_front(transpose: Any) -> None:
-    """Make the negative axes that torch wrote what ONNX allows."""
+    """Replace torch's negative axes, which ONNX does not allow."""
     for attribute in transpose.attribute:
         axes = [axis % len(attribute.ints) for axis in attribute.ints]
         attribute.ints[:] = axes

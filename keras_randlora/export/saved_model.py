@@ -1,7 +1,7 @@
-"""A TensorFlow SavedModel, and what is converted from one: LiteRT and OpenVINO.
+"""TensorFlow SavedModel, and conversions from one: LiteRT and OpenVINO.
 
-Runs where TensorFlow is the backend; see `export`. The converters are imported where
-they are used, since none of them is needed by anything else.
+It runs with TensorFlow as the backend; see `export`. The converters are imported where
+they are used, since nothing else needs them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _SIGNATURE = "serving_default"
 
 
 def write_saved_model(model: keras.Model, path: str, say: Say) -> None:
-    """Write the model with one function, `serve`, which is the default signature."""
+    """Write the model with one function, `serve`, the default signature."""
     say("tracing the model")
     archive = keras.export.ExportArchive()
     signature = keras_internals.input_signature(model)
     archive.track_and_add_endpoint("serve", model, signature)
-    # Keras lists its own variables there, and TensorFlow's in a list beside it, so that
-    # each of them would be written twice.
+    # Keras lists its own variables there and TensorFlow's in another list, so each of
+    # them would be written twice.
     for name in ("variables", "trainable_variables", "non_trainable_variables"):
         collection = [variable.value for variable in getattr(model, name)]
         archive.add_variable_collection(name, collection)
@@ -44,7 +44,7 @@ def _temporary_saved_model(model: keras.Model, say: Say) -> Iterator[str]:
 
 
 def write_openvino(model: keras.Model, path: str, say: Say) -> None:
-    """Write the files `path` and `path`'s `.bin`; weights keep their precision."""
+    """Write `path` and its `.bin` file; weights keep their precision."""
     import openvino
 
     with _temporary_saved_model(model, say) as folder:
@@ -57,10 +57,10 @@ def write_openvino(model: keras.Model, path: str, say: Say) -> None:
 def write_litert(model: keras.Model, path: str, say: Say) -> None:
     """Write a LiteRT file.
 
-    The file has LiteRT's own operations only, so that the plain runtime runs it.
+    The file has LiteRT's own operations only, so the plain runtime runs it.
 
     Raises:
-        RuntimeError: The model has operations that LiteRT does not know.
+        RuntimeError: The model has operations that LiteRT does not have.
     """
     import tensorflow as tf
 
@@ -83,10 +83,10 @@ def write_litert(model: keras.Model, path: str, say: Say) -> None:
 
 
 def _expand_dims_for_new_axes(path: Path) -> None:
-    """Write every `x[:, None]` in a SavedModel's graph as `expand_dims`.
+    """Replace every `x[:, None]` in a SavedModel's graph by `expand_dims`.
 
-    LiteRT has no slice that adds an axis to a tensor with two open dimensions, such as
-    an attention mask of open batch and sequence.
+    LiteRT has no slice that adds an axis to a tensor with two dynamic dimensions, such
+    as an attention mask with dynamic batch and sequence.
     """
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -102,13 +102,13 @@ def _expand_dims_for_new_axes(path: Path) -> None:
 
 
 def _new_axis(node: Any, constants: dict[str, Any]) -> int | None:
-    """Return the axis that a slice adds if it adds one and does nothing else."""
+    """Return the axis that a slice adds, if it does nothing else."""
     import tensorflow as tf
 
     if node.op != "StridedSlice":
         return None
     added, ellipsis, shrunk, begin, end = (
-        # Reading an attribute that is not there would create it.
+        # Reading a missing attribute would create it.
         node.attr[name].i if name in node.attr else 0
         for name in (
             "new_axis_mask",

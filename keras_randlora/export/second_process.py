@@ -1,6 +1,6 @@
-"""A second process, on the backend that a format needs, writes the artefact.
+"""Export by a second process, on the backend that a format needs.
 
-The model travels through a temporary `.keras` file.
+The model is passed in a temporary `.keras` file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from keras_randlora.tools import keras_internals
 
 
 def require_importable_classes(model: keras.Model, format: str, backend: str) -> None:
-    """Refuse classes that a second process, on `backend`, could not find."""
+    """Refuse classes that a second process on `backend` could not import."""
     for layer in keras_internals.layers_below(model):
         kind = type(layer)
         if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
@@ -40,7 +40,7 @@ def require_importable_classes(model: keras.Model, format: str, backend: str) ->
 def write_elsewhere(
     model: keras.Model, path: str, format: str, backend: str, say: Say
 ) -> None:
-    """Write through a process that runs Keras on `backend`.
+    """Write in a process that runs Keras on `backend`.
 
     Raises:
         RuntimeError: That process failed; its message is given.
@@ -80,7 +80,7 @@ def write_elsewhere(
 def _run(
     request: dict[str, Any], environment: dict[str, str], say: Say
 ) -> tuple[int, str]:
-    """Run the process, pass on its stages, and return its exit status and stderr."""
+    """Run the process, print its stages, and return its exit status and stderr."""
     with (
         open(f"{request['failure']}.stderr", "w+") as errors,
         subprocess.Popen(
@@ -105,7 +105,7 @@ def _run(
         return status, errors.read()
 
 
-# What a line begins with that the second process has to say.
+# Prefix of the lines in which the second process reports its stages.
 _STAGE = "keras-randlora stage: "
 _WORKER = """
 import json, sys
@@ -117,7 +117,7 @@ sys.exit(export.run_request(request))
 
 
 def run_request(request: dict[str, Any]) -> int:
-    """Write what another process asked for, see `write_elsewhere`.
+    """Run the request of another process, see `write_elsewhere`.
 
     Returns:
         The exit status: 0, or 1 with a traceback in the file `request["failure"]`.
@@ -141,10 +141,10 @@ def run_request(request: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _without_preprocessors(model: keras.Model) -> Iterator[None]:
-    """Keep the preprocessors of keras-hub tasks out of files written in the block.
+    """Leave the preprocessors of keras-hub tasks out of files saved in the block.
 
-    An artefact takes what they return. Their tokenizers may have come from no file of
-    keras-hub's own, and then a second process could not load them.
+    An exported model takes their outputs. A second process could not load tokenizers
+    that were not loaded from keras-hub's own files.
     """
     with contextlib.ExitStack() as undo:
         layers = {id(model): model}

@@ -1,4 +1,4 @@
-"""What an export says while it works: one line a stage."""
+"""Progress of an export: one line per stage."""
 
 from __future__ import annotations
 

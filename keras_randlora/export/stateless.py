@@ -1,7 +1,7 @@
 """A model as a function of its weights and inputs.
 
-An exporter that gets the weights as inputs neither copies nor folds them, so that the
-artefact holds each of them once: the writer adds them at the end.
+An exporter that gets the weights as inputs neither copies nor folds them. The writer
+adds each of them once, at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class StatelessModel:
     """A model whose weights are arguments.
 
     Attributes:
-        inputs: What the model takes.
+        inputs: The inputs of the model.
         variables: Its variables, in the order of the arguments.
         names: A name for each variable, its path unless two share it.
         output_names: After a call, a name for each output: a key of a dictionary, or

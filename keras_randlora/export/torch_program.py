@@ -1,6 +1,6 @@
-"""A `.pt2` file: the model as a `torch.export` program, which needs torch alone.
+"""Export as a `torch.export` program, a `.pt2` file that needs torch alone.
 
-Runs where torch is the backend; see `export`.
+It runs with torch as the backend; see `export`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from keras_randlora.export.stateless import StatelessModel
 
 
 def write_torch(model: keras.Model, path: str, say: Say) -> None:
-    """Write the program, for the CPU and with its open axes open.
+    """Write the program, for the CPU and with dynamic axes.
 
     Raises:
-        RuntimeError: The model cannot be traced, or a size of the example that it was
-            traced with would become part of it.
+        RuntimeError: The model cannot be traced, or a size of the example would become
+            part of the program.
     """
     import torch
 
@@ -58,7 +58,7 @@ def write_torch(model: keras.Model, path: str, say: Say) -> None:
 def _module(model: keras.Model, function: StatelessModel) -> Any:
     """Return a module that holds the weights under their paths.
 
-    States of random generators are no weights, and nothing reads them.
+    The states of random generators are left out: nothing reads them.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A folder for transformers, written by keras-hub, without copies of tied weights."""
+"""Export as a transformers folder by keras-hub, without copies of tied weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _CHUNK = 2**24  # bytes
 def write_transformers(model: keras.Model, path: str, say: Say) -> None:
     """Write the folder with keras-hub's own exporter.
 
-    It writes tied embeddings of Llama 3 and GPT-2 a second time, as the head.
-    transformers ties them itself.
+    keras-hub writes the tied embeddings of Llama 3 and GPT-2 a second time, as the
+    head. transformers ties them itself.
     """
     model.export_to_transformers(path)
     file = Path(path) / "model.safetensors"
@@ -30,7 +30,7 @@ def write_transformers(model: keras.Model, path: str, say: Say) -> None:
 
 
 def drop_copy(file: Path, name: str) -> None:
-    """Take a tensor out of a safetensors file if another one there is equal to it."""
+    """Remove a tensor from a safetensors file if another tensor is equal to it."""
     with open(file, "rb") as source:
         size = int.from_bytes(source.read(8), "little")
         header = json.loads(source.read(size))

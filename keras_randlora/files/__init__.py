@@ -1,7 +1,7 @@
 """Adapters, optimizers and mixtures of adapters on disk.
 
-In: an adapted model, or a path. Out: files that are whole or not there, or the model
-with their content.
+In: an adapted model, or a path. Out: files, written atomically, or the model with their
+content.
 """
 
 from keras_randlora.files.adapter import (

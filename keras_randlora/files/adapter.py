@@ -1,10 +1,10 @@
 """Adapter files: one `.safetensors` that any backend reads.
 
-The tensors are those of `get_adapter`. The header's metadata holds, as JSON, the
-format's version, the options, address and kernel shape of every adapted layer, and what
-identifies the base (`files.base`); and a checksum of all that and the tensors. Where
-the options say `basis="given"`, the bases stand in the file once, as `basis_a` and
-`basis_b`; else they follow from the options' seed.
+The tensors are those of `get_adapter`. The header's metadata holds, as JSON, the format
+version, the options, the address and kernel shape of every adapted layer, and the
+fingerprint of the base (`files.base`); and a checksum of all this and the tensors. With
+`basis="given"` the file holds the bases once, as `basis_a` and `basis_b`; otherwise
+they follow from the seed in the options.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class AdapterFile(NamedTuple):
         also_trained: Addresses of the layers that are fully trained.
         tensors: The trained values, as `get_adapter` returns them.
         bases: `basis_a` of shape `(r, s)` and `basis_b` of shape `(l, n * r)`
-            where they do not follow from the seed, else `None`.
-        base: What identifies the base; `None` in a file of version 1.0, which has
-            paths where newer ones have addresses.
-        moment: When in a run it was saved, if a callback did.
+            if they do not follow from the seed, else `None`.
+        base: Fingerprint of the base; `None` in a file of version 1.0, which has paths
+            instead of addresses.
+        moment: Epoch and step of the run at which a callback saved it, or `None`.
     """
 
     config: RandLoRAConfig
@@ -74,11 +74,11 @@ class AdapterFile(NamedTuple):
 
 
 def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Write the trained values of an adapted model to one `.safetensors` file.
+    """Save the trained values of an adapted model to one `.safetensors` file.
 
-    The file is written beside its place and renamed, so that a crash leaves the
-    former file whole. Of a model over several hosts every process calls; one writes,
-    and all return when the file is there.
+    The file is replaced atomically: a crash leaves the former file whole. Of a
+    model over several hosts every process calls; one writes, and all return when the
+    file is complete.
 
     Args:
         model: An adapted model.
@@ -105,7 +105,7 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
 def save_adapter_of(
     model: keras.Model, path: str | os.PathLike[str], moment: Moment | None
 ) -> None:
-    """Write an adapter file that knows when in a run it was saved."""
+    """Save an adapter file that records the moment of the run."""
     state = adapted_state(model)
     path = checked_suffix(path)
     hosts = hosts_of(model.variables)
@@ -152,13 +152,13 @@ def write_adapter(file: AdapterFile, path: str | os.PathLike[str]) -> None:
 def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
     """Load an adapter file into a model.
 
-    A plain model is adapted first, with the options and the layers of the file. An
-    adapted model must have been adapted with the same ones.
+    A plain model is adapted first, with the options and layers of the file. An adapted
+    model must have the same options and layers.
 
     Args:
         model: A built model with the base weights that the adapter was trained on.
-        path: A file that `save_adapter` wrote, on any backend. Of a model over several
-            hosts every process calls, and reads the same file.
+        path: A file of `save_adapter`, from any backend. Of a model over several hosts
+            every process calls, and reads the same file.
 
     Returns:
         A `Report` of the adapted layers and the counts.
@@ -205,7 +205,7 @@ def _warn_of_another_base(model: keras.Model, file: AdapterFile, path: Any) -> N
 def adapter_for(model: keras.Model, path: str | os.PathLike[str]) -> AdapterFile:
     """Read an adapter file, with the addresses of a model's layers.
 
-    Version 1.0 wrote paths as Keras had them.
+    Version 1.0 wrote Keras's paths.
 
     Raises:
         ValueError: The file is damaged, or of another kind or version.
@@ -266,7 +266,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
 
 
 def read_moment(path: Path) -> Moment | None:
-    """Return when in a run an adapter file was saved, `None` where it does not tell."""
+    """Return the moment of the run in an adapter file, `None` if not recorded."""
     try:
         with safe_open(path, framework="numpy") as file:
             return _header(path, file.metadata() or {})["moment"]
@@ -275,7 +275,7 @@ def read_moment(path: Path) -> Moment | None:
 
 
 def _with_stable_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rename weights without a name, which version 1.0 wrote as Keras had them."""
+    """Rename nameless weights, for which version 1.0 wrote Keras's names."""
 
     def number(key: str) -> int:
         digits = re.search(r"/variable_(\d+)$", key)
@@ -335,7 +335,7 @@ def require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None:
     """Check that a plain model has the layers and kernel shapes of the file.
 
     Raises:
-        ValueError: Naming the first layer that is not there or differs.
+        ValueError: A layer is missing or differs; the message names the first.
     """
     everything = all_sites(model, dict(file.config.weight_axes))
     present = {site.address: site for site in everything}
@@ -353,7 +353,7 @@ def require_same_base(model: keras.Model, file: AdapterFile, path: Any) -> None:
             )
 
 
-# The options that decide what update λ and γ mean.
+# The options that determine the update from λ and γ.
 _MEANING = (
     "rank",
     "alpha",
@@ -415,7 +415,7 @@ def _checksum(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
 
 
 def checked_suffix(path: str | os.PathLike[str]) -> Path:
-    """Return the path of an adapter file if its name ends as it must.
+    """Return the path of an adapter file if its suffix is right.
 
     Raises:
         ValueError: It does not end in `.safetensors`.

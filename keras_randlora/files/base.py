@@ -13,8 +13,8 @@ from keras_randlora.adapt import Site, backbone_of, sites
 from keras_randlora.layers import dense_kernel, kind_name, parameter_count
 from keras_randlora.tools import keras_internals, to_numpy
 
-# By how much of a row's size its entries may differ where the same weights are held in
-# one of these dtypes or modes.
+# Tolerance of a row's entries, relative to the row's size, between the same weights
+# stored in one of these dtypes or modes.
 _ROUNDING = {"float16": 2e-3, "bfloat16": 2e-2, "int8": 6e-2, "int4": 0.7}
 _EXACT = 1e-5
 
@@ -24,10 +24,10 @@ class Base(NamedTuple):
 
     Attributes:
         kind: Class of the backbone.
-        parameters: Count of its parameters.
-        held: How its kernels are held: a dtype, `"int8"` or `"int4"`.
-        kernels: By address of an adapted layer, four entries of its kernel's first row
-            and the row's root mean square.
+        parameters: Number of its parameters.
+        held: Storage of its kernels: a dtype, `"int8"` or `"int4"`.
+        kernels: Four entries of the first row of each adapted kernel and the row's root
+            mean square, by address.
     """
 
     kind: str
@@ -37,7 +37,7 @@ class Base(NamedTuple):
 
 
 def base_of(model: keras.Model, adapted: Sequence[Site]) -> Base:
-    """Return what identifies the base of a model, plain or adapted."""
+    """Return the fingerprint of the base of a model, plain or adapted."""
     backbone = backbone_of(model)
     first = adapted[0].layer
     dtype = keras_internals.kernel_variable(first).dtype
@@ -45,20 +45,20 @@ def base_of(model: keras.Model, adapted: Sequence[Site]) -> Base:
         kind=kind_name(backbone),
         parameters=parameter_count([backbone, *(s.layer for s in sites(backbone))]),
         held=first.quantization_mode or dtype,
-        kernels={site.address: _numbers(site.layer) for site in adapted},
+        kernels={site.address: _sample(site.layer) for site in adapted},
     )
 
 
 def warn_of_another_base(
     model: keras.Model, adapted: Sequence[Site], base: Base, path: Any
 ) -> None:
-    """Warn where adapted kernels are not those that an adapter was trained on."""
+    """Warn if the kernels are not those that an adapter was trained on."""
     ours = base_of(model, adapted)
     rounding = max(_ROUNDING.get(held, _EXACT) for held in (ours.held, base.held))
     others = [
         address
-        for address, numbers in ours.kernels.items()
-        if not _alike(numbers, base.kernels.get(address, numbers), rounding)
+        for address, sample in ours.kernels.items()
+        if not _alike(sample, base.kernels.get(address, sample), rounding)
     ]
     if others:
         warnings.warn(
@@ -72,7 +72,7 @@ def warn_of_another_base(
         )
 
 
-def _numbers(layer: keras.layers.Layer) -> list[float]:
+def _sample(layer: keras.layers.Layer) -> list[float]:
     """Return four entries of the first row of a kernel, and the row's size."""
     if layer.quantization_mode is None:
         kernel = keras_internals.kernel_variable(layer).value

@@ -1,4 +1,4 @@
-"""Several adapters folded into one model."""
+"""Weighted sums of adapters, merged into one model."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ PathLike = str | os.PathLike[str]
 
 
 def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> None:
-    """Fold a weighted sum of adapters into the kernels of a plain model.
+    """Merge a weighted sum of adapters into the kernels of a plain model.
 
-    Every kernel becomes `W + sum_i weight_i * update_i`, exactly: the adapters may
-    differ in rank, basis, seed and layers. Layers that were trained as they are
-    move by the weighted sum of their own changes. The model stays plain.
+    Every kernel becomes `W + sum_i weight_i * update_i`, exactly. The adapters may
+    differ in rank, basis, seed and layers. Fully trained layers change by the weighted
+    sum of their changes. The model stays plain.
 
     Args:
         model: A plain model with the base weights of all the adapters.
@@ -69,7 +69,7 @@ def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> No
     compiled = [holder for holder in models if holder.compiled]
     totals: dict[str, Change] = {}
     with contextlib.ExitStack() as undo:
-        # Adapting for a moment must not touch what a refusal leaves as it is.
+        # Adapting temporarily must not change what an error must leave unchanged.
         for holder in compiled:
             undo.callback(setattr, holder, "compiled", True)
             holder.compiled = False
@@ -82,13 +82,13 @@ def merge_adapters(model: keras.Model, adapters: Mapping[PathLike, float]) -> No
 
 
 class Change(NamedTuple):
-    """What is added to a variable, or to the kernel of a layer."""
+    """A change of a variable, or of a layer's kernel."""
 
     target: keras.Variable | keras.layers.Layer
     value: np.ndarray
 
     def add(self, undo: contextlib.ExitStack) -> None:
-        """Add it, and let `undo` take it back, exactly."""
+        """Add it, and let `undo` restore the former value exactly."""
         target = self.target
         if isinstance(target, keras.Variable):
             undo.callback(assign, target, copy_of(target))
@@ -100,7 +100,7 @@ class Change(NamedTuple):
 
 
 def _add_all(changes: dict[str, Change]) -> None:
-    """Add all changes, which are emptied, or none of them."""
+    """Add all changes or none of them; `changes` is emptied."""
     with contextlib.ExitStack() as undo:
         for key in shown(list(changes), "Merging", "variable"):
             changes.pop(key).add(undo)
@@ -108,7 +108,7 @@ def _add_all(changes: dict[str, Change]) -> None:
 
 
 def _changes(model: keras.Model, path: PathLike) -> dict[str, Change]:
-    """Return what an adapter adds to each variable; the model is left as it was."""
+    """Return an adapter's changes of variables; the model is unchanged."""
     trained = adapter_for(model, path).tensors
     before = {
         f"{site.address}/{name}": np.array(to_numpy(variable))
@@ -146,6 +146,6 @@ def _check_weight(path: PathLike, weight: Any) -> None:
 
 
 def _wide(array: Any) -> np.ndarray:
-    """Return an array in float32, in float64 if it is that."""
+    """Return an array in float32, or in float64 if it has that dtype."""
     array = np.array(to_numpy(array))
     return array if array.dtype == "float64" else array.astype("float32")

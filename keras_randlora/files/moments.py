@@ -1,4 +1,4 @@
-"""When in a run an adapter was saved, and which files of the run are kept."""
+"""Moments of a training run, and the rule for which adapter files to keep."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 
 class Moment(NamedTuple):
-    """When in a run an adapter was saved.
+    """The moment of a run at which an adapter was saved.
 
     Attributes:
-        epoch: Epochs that were finished: the `initial_epoch` of who goes on.
+        epoch: Number of finished epochs: the `initial_epoch` to resume with.
         step: Steps of the optimizer so far.
-        monitor: The metric that decides which adapter is the best.
-        value: Its value, `None` where training did not report it.
+        monitor: The metric that selects the best adapter.
+        value: Its value, `None` if training did not report it.
     """
 
     epoch: int
@@ -39,12 +39,12 @@ class SavedAdapter(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Which files are kept: the latest, the best, or both.
+    """The files to keep: the latest, the best, or both.
 
     Attributes:
-        last: How many of the latest; `None` where age does not count.
-        best: How many of the best; `None` where the value does not count.
-        small: Whether small values are good ones.
+        last: Number of latest files; `None` if age does not count.
+        best: Number of best files; `None` if the value does not count.
+        small: Whether smaller values are better.
     """
 
     last: int | None
@@ -55,8 +55,8 @@ class Rule(NamedTuple):
         """Return the files that are kept, in their order.
 
         Args:
-            files: The oldest first. Of two with equal values the older is the better;
-                NaN is never good. Without a value a file is kept, unless age counts.
+            files: The oldest first. Of two equal values the older is better; NaN is
+                never good. A file without a value is kept, unless age counts.
         """
         if self.last is None and self.best is None:
             return files
@@ -72,7 +72,7 @@ class Rule(NamedTuple):
 
 
 def matching(template: str) -> Iterator[Path]:
-    """Yield the files whose path a template with fields may have become."""
+    """Yield the files whose path matches a template with fields."""
     parts = list(string.Formatter().parse(template))
     if all(field is None for _, field, _, _ in parts):
         yield from [Path(template)] if Path(template).is_file() else []

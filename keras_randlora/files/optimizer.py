@@ -1,8 +1,8 @@
-"""The optimizer's state in a file, to resume training from an adapter file.
+"""Optimizer state in a file, to resume training from an adapter file.
 
-| entry | what it is |
+| entry | content |
 |---|---|
-| `0`, `1`, … | the optimizer's variables in its order, but for learning rates |
+| `0`, `1`, … | the optimizer's variables in its order, without learning rates |
 | `rate/0`, … | learning rates that are variables: a schedule has none |
 | `seed/0`, …, `seed/torch` | states of random generators, see `tools.seeds` |
 
@@ -46,7 +46,7 @@ class _Saved(NamedTuple):
     Attributes:
         kind: The class of the optimizer.
         trained: The trained entries in order, `None` in files of version 1.0.
-        state: The optimizer's variables but for learning rates.
+        state: The optimizer's variables without learning rates.
         rates: The learning rates.
         seeds: The states of random generators by name, `None` in files of version 1.0.
     """
@@ -59,19 +59,19 @@ class _Saved(NamedTuple):
 
 
 def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Write the state of an adapted model's optimizer, and of its random generators.
+    """Save the state of an adapted model's optimizer and random generators.
 
-    Together with `save_adapter`'s file it is all that is needed to resume training
-    exactly as if there had been no interruption, dropout included. Of a model over
-    several hosts every process calls, and one writes.
+    With the file of `save_adapter` it resumes training exactly as without an
+    interruption, dropout included. Of a model over several hosts every process
+    calls, and one writes.
 
     Args:
         model: An adapted, compiled model that has been fitted.
         path: Ends in `.safetensors`.
 
     Raises:
-        ValueError: The model is not adapted, or its optimizer has no state yet or one
-            that is not finite.
+        ValueError: The model is not adapted, or its optimizer has no state yet or
+            values that are not finite.
         OSError: The file cannot be written. The former one is untouched.
         RuntimeError: Not all processes that hold the model called, or it failed in
             another one.
@@ -124,7 +124,7 @@ def _content(
 
 
 def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Restore what `save_optimizer` wrote.
+    """Load the state that `save_optimizer` saved.
 
     Args:
         model: An adapted model, compiled with the same kind of optimizer.
@@ -138,8 +138,8 @@ def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
         RuntimeError: Not all processes that hold the model called.
 
     Warns:
-        UserWarning: The learning rate that the model was compiled with is replaced by
-            the saved one; or a rate and a schedule meet, and the compiled one stays.
+        UserWarning: The saved learning rate replaces the compiled one; or one of the
+            two is a schedule, and the compiled one stays.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -198,7 +198,7 @@ def _load_rates(
     rates: list[keras.Variable],
     saved: list[np.ndarray],
 ) -> None:
-    """Restore learning rates, and say what the compiled ones become."""
+    """Restore learning rates, and warn about changes of the compiled ones."""
     if len(rates) != len(saved):
         was = "constant" if saved else "scheduled"
         warnings.warn(
@@ -221,7 +221,7 @@ def _load_rates(
 
 
 def _require_same_trained(path: Any, saved: _Saved, trained: list[str]) -> None:
-    """Refuse the state of other variables, even of the same shapes."""
+    """Refuse the state of other variables, even with the same shapes."""
     if saved.trained is None or saved.trained == trained:
         return
     others = [a for a, b in zip(saved.trained, trained, strict=False) if a != b]
@@ -248,10 +248,10 @@ def _require_same_shapes(
 def _without_rates(
     saved: _Saved, optimizer: keras.optimizers.Optimizer, rates: list[keras.Variable]
 ) -> _Saved:
-    """Take the learning rates out of the state of a file of version 1.0.
+    """Remove the learning rates from the state of a file of version 1.0.
 
-    They stand there where the optimizer has them; of a compiled schedule, which has
-    none, that is after the count of steps.
+    They are at the optimizer's positions; for a compiled schedule, which has none, that
+    is after the step count.
     """
     places = [
         i
@@ -272,7 +272,7 @@ def _without_rates(
 def _split(
     optimizer: keras.optimizers.Optimizer,
 ) -> tuple[list[keras.Variable], list[keras.Variable]]:
-    """Return an optimizer's variables but for learning rates, and those."""
+    """Return an optimizer's other variables, and its learning rates."""
     rates = {id(rate) for rate in keras_internals.rate_variables(optimizer)}
     variables = optimizer.variables
     return (
@@ -282,13 +282,13 @@ def _split(
 
 
 def _trained(model: keras.Model) -> list[str]:
-    """Return what the model trains, in its order, as `get_adapter` names it."""
+    """Return the names of `get_adapter` for the trained variables, in order."""
     names = {id(v): name for name, v in adapted_state(model).variables().items()}
     return [names.get(id(v), v.path) for v in model.trainable_variables]
 
 
 def _kind(optimizer: keras.optimizers.Optimizer) -> str:
-    """Return the name of an optimizer's class, and of the one that it wraps."""
+    """Return the class names of an optimizer and of the one that it wraps."""
     kind = type(optimizer).__name__
     inner = getattr(optimizer, "inner_optimizer", None)
     return kind if inner is None else f"{kind}({_kind(inner)})"
@@ -329,7 +329,7 @@ def _seeds(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _numbered(arrays: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:
-    """Return the entries `<prefix>0`, `<prefix>1`, …, as far as they go."""
+    """Return the entries `<prefix>0`, `<prefix>1`, …, up to the first missing one."""
     found: list[np.ndarray] = []
     while (name := f"{prefix}{len(found)}") in arrays:
         found.append(arrays[name])

@@ -13,10 +13,10 @@ from keras_randlora.tools import assign, hosts_of, to_numpy
 
 
 def adapter_variables(model: keras.Model) -> dict[str, keras.Variable]:
-    """Return λ and γ of every adapted layer, and what is trained beside them.
+    """Return λ and γ of every adapted layer, and the other trained variables.
 
-    Keys are `<layer path>/lambda`, `<layer path>/gamma` and, for biases and layers
-    trained as they are, `<layer path>/<variable name>`.
+    Keys are `<layer path>/lambda`, `<layer path>/gamma` and, for biases and fully
+    trained layers, `<layer path>/<variable name>`.
 
     Raises:
         ValueError: The model is not adapted.
@@ -29,7 +29,7 @@ def get_adapter(model: keras.Model) -> dict[str, np.ndarray]:
 
     Returns:
         λ of shape `(r, n)` under `<layer path>/lambda`, γ of shape `(n, s)` under
-        `<layer path>/gamma`, both float32, and what is trained beside them.
+        `<layer path>/gamma`, both float32, and the other trained variables.
 
     Raises:
         ValueError: The model is not adapted.
@@ -47,11 +47,11 @@ def get_adapter(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def set_adapter(model: keras.Model, state: Mapping[str, Any]) -> None:
-    """Set the trained values from a dictionary as `get_adapter` returns it.
+    """Set the trained values from a dictionary of `get_adapter`.
 
-    Nothing is compiled anew: adapters are switched by assigning arrays. Averages that
-    an optimizer keeps of them (`use_ema=True`, `ScheduleFreeAdamW`) begin anew. Of a
-    model over several hosts every process passes the same.
+    Nothing is compiled again: adapters switch by assigning arrays. An optimizer's
+    averages of them (`use_ema=True`, `ScheduleFreeAdamW`) restart. Of a model over
+    several hosts every process passes the same.
 
     Raises:
         ValueError: The model is not adapted, or `state` has a missing, unknown,
@@ -82,7 +82,7 @@ def set_adapter(model: keras.Model, state: Mapping[str, Any]) -> None:
 
 
 def require_finite(model: keras.Model) -> None:
-    """Check that an adapter file of the model could be written.
+    """Check that an adapter file of the model can be saved.
 
     Raises:
         ValueError: The model is not adapted, or a trained value is not finite.
@@ -97,7 +97,7 @@ def check_adapter(
     """Return `state` as arrays if it has exactly these entries, shapes, and is finite.
 
     Raises:
-        ValueError: Naming the first entry that is not right.
+        ValueError: An entry is wrong; the message names the first.
     """
     arrays = {}
     for path, shape in shapes.items():

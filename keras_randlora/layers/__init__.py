@@ -1,8 +1,8 @@
-"""What an adapted layer computes, holds and saves.
+"""Adapted layers: computation, variables and saving.
 
 In: a plain `Dense`, `EinsumDense` or convolution, a kind that `register_layer` added,
-or a weight that a layer holds itself, and the options of one layer. Out: the layer with
-λ and γ, its product, and what stands of it in a weights file.
+or a bare weight of a layer, and the options of one layer. Out: the layer with λ and γ,
+its product, and its entries in a weights file.
 """
 
 from keras_randlora.layers.adapted import Adaptation, RandLoRALayer, adaptation_of

@@ -1,4 +1,4 @@
-"""What adapted layers of all kinds share: the update beside a frozen kernel."""
+"""Base class of adapted layers: a frozen kernel and its update."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(LayerOptions))
 
 
 class Adaptation(NamedTuple):
-    """What a layer is built adapted with, but for what its plain class takes.
+    """The arguments of an adapted layer beside those of its plain class.
 
     Attributes:
         options: The options of the layer.
         train_bias: Whether its bias is trained.
-        bank: The bases to share with other layers, `None` for a pair of its own.
+        bank: The bases to share with other layers, `None` for its own pair.
     """
 
     options: LayerOptions
@@ -50,7 +50,7 @@ class Adaptation(NamedTuple):
 
 
 class Attachment(NamedTuple):
-    """What makes a plain layer an adapted one, see `RandLoRALayer.attachment`."""
+    """State that turns a plain layer into an adapted one, see `attachment`."""
 
     kind: type[RandLoRALayer]
     options: LayerOptions
@@ -60,15 +60,15 @@ class Attachment(NamedTuple):
     adapter: RandLoRAAdapter
 
 
-# For constructors of classes that know nothing of RandLoRA.
+# For constructors of classes that take no arguments of RandLoRA.
 _WAITING: ContextVar[Adaptation | None] = ContextVar("_WAITING", default=None)
 
 
 class RandLoRALayer(keras.layers.Layer):
-    """What adapted layers of all kinds share.
+    """Base class of adapted layers.
 
-    A mixin before the Keras class. The base kernel stays where the layer has it,
-    frozen whatever `trainable` is set to; λ and γ live in the child `layer.randlora`.
+    A mixin before the Keras class. The base kernel stays a variable of the layer,
+    frozen whatever `trainable` is set to; λ and γ are in the child `layer.randlora`.
     A new kind of layer derives from it, see `register_layer`.
 
     Example:
@@ -80,7 +80,7 @@ class RandLoRALayer(keras.layers.Layer):
 
     Attributes:
         plain_class: The class of the layer without RandLoRA.
-        of_subclass: Whether that is a subclass of a registered kind.
+        of_subclass: Whether `plain_class` is a subclass of a registered kind.
         randlora: The child with λ and γ.
         options: The options of the layer.
         train_bias: Whether its bias is trained.
@@ -114,7 +114,7 @@ class RandLoRALayer(keras.layers.Layer):
         self._shares_bank = adaptation.bank is not None
 
     def build(self, input_shape: Any) -> None:
-        """Create the layer's variables, λ and γ, and its bases if it has none."""
+        """Create the layer's variables, λ and γ, and its own bases if not shared."""
         require_supported_mode(self, self.name)
         super().build(input_shape)
         options = self.options
@@ -125,7 +125,7 @@ class RandLoRALayer(keras.layers.Layer):
         self.randlora.trainable = self.trainable
 
     def update_shape(self, options: LayerOptions) -> UpdateShape:
-        """Return the sizes of the kernel's update."""
+        """Return the sizes of the update."""
         return UpdateShape.of_layout(self.kernel_layout(), options)
 
     def kernel_layout(self) -> KernelLayout:
@@ -145,7 +145,7 @@ class RandLoRALayer(keras.layers.Layer):
     def is_adaptable(layer: keras.layers.Layer) -> bool:
         """Return whether a plain layer of this kind has a kernel that can be adapted.
 
-        One that has not is passed over by globs and groups, and refused by name.
+        Globs and groups skip a layer without one; naming it raises an error.
         """
         return True
 
@@ -162,7 +162,7 @@ class RandLoRALayer(keras.layers.Layer):
 
         Args:
             options: The layer's options.
-            bank: Bases, large enough for the kernel.
+            bank: Bases that are large enough for the kernel.
             train_bias: Whether the bias is trained.
             shares_bank: Whether other layers use the same bank.
         """
@@ -172,9 +172,9 @@ class RandLoRALayer(keras.layers.Layer):
             Attachment(type(self), options, train_bias, bank, shares_bank, adapter)
         )
 
-    # A method: Keras files what it finds in properties.
+    # A method: Keras saves what it finds in properties.
     def attachment(self) -> Attachment:
-        """Return what `reattach` puts back after `detach`."""
+        """Return the state that `reattach` restores after `detach`."""
         return Attachment(
             type(self),
             self.options,
@@ -185,7 +185,7 @@ class RandLoRALayer(keras.layers.Layer):
         )
 
     def reattach(self, attachment: Attachment) -> None:
-        """Put back what `detach` took off, also if it was cut short."""
+        """Restore what `detach` removed, also if it was interrupted."""
         self.__class__ = attachment.kind
         with keras_internals.unlocked(self):
             self.options = attachment.options
@@ -199,7 +199,7 @@ class RandLoRALayer(keras.layers.Layer):
         self.freeze_base()
 
     def detach(self) -> None:
-        """Make the layer a plain one; its kernel stays as it is."""
+        """Make the layer plain again; its kernel is unchanged."""
         keras_internals.set_autocast(keras_internals.kernel_variable(self), True)
         with keras_internals.unlocked(self):
             for child in (self.randlora, self.bank):
@@ -209,14 +209,14 @@ class RandLoRALayer(keras.layers.Layer):
         self.__class__ = self.plain_class
 
     def freeze_base(self) -> None:
-        """Freeze the kernel, and the bias unless it is to be trained."""
+        """Freeze the kernel, and the bias unless it is trained."""
         keras_internals.kernel_variable(self).trainable = False
         if self.bias is not None:
             self.bias.trainable = self.trainable and self.train_bias
 
     @property
     def trainable(self) -> bool:
-        """Whether λ, γ (and the bias, if asked) are trained; never the kernel."""
+        """Whether λ, γ (and the bias, if requested) are trained; never the kernel."""
         return keras_internals.own_flag(self)
 
     @trainable.setter
@@ -231,12 +231,12 @@ class RandLoRALayer(keras.layers.Layer):
     def kernel(self) -> Array:
         """The adapted kernel, `kernel + update`, with a gradient for λ and γ.
 
-        A layer that is called takes a leaner product. Keras's own LoRA defines
+        Calling the layer uses less memory than reading this. Keras's own LoRA defines
         `kernel` likewise (`keras/src/layers/core/dense.py`).
 
         Returns:
-            In the kernel's shape and dtype, within a call in the call's; of a quantized
-            kernel in the compute dtype.
+            In the kernel's shape and dtype; inside a call in the call's dtype, for a
+            quantized kernel in the compute dtype.
         """
         if not hasattr(self, "randlora"):
             raise AttributeError("You must build the layer before accessing `kernel`.")
@@ -266,7 +266,7 @@ class RandLoRALayer(keras.layers.Layer):
         return outputs
 
     def quantized_call(self, inputs: Array, training: bool | None = None) -> Array:
-        """Return what `call` does; Keras calls this where the kernel is quantized."""
+        """Return the result of `call`; Keras calls this for quantized kernels."""
         return self.call(inputs, training=training)
 
     def merged_kernel(self) -> Array:
@@ -294,7 +294,7 @@ class RandLoRALayer(keras.layers.Layer):
         return [ops.convert_to_tensor(variable) for variable in variables]
 
     def _product_dtype(self, inputs: Array) -> str:
-        """Return the dtype in which a plain layer would multiply."""
+        """Return the dtype of a plain layer's matmul."""
         if not keras.backend.is_float_dtype(inputs.dtype):
             return self.compute_dtype
         return keras.backend.result_type(inputs.dtype, self.compute_dtype)
@@ -302,7 +302,7 @@ class RandLoRALayer(keras.layers.Layer):
     # Saving, see `layers.store`
 
     def save_own_variables(self, saved: Any) -> None:
-        """Write what a plain layer would, with the merged kernel as its kernel."""
+        """Save the plain layer's variables, with the merged kernel as the kernel."""
         if self.built and self.quantization_mode is not None:
             merged = self.merged_kernel()
             quantized_alike(self, merged).save_own_variables(saved)
@@ -315,7 +315,7 @@ class RandLoRALayer(keras.layers.Layer):
             saved[key] = value
 
     def load_own_variables(self, saved: Any) -> None:
-        """Read what a plain layer would; λ and γ come with the child."""
+        """Load the plain layer's variables; the child loads λ and γ."""
         super().load_own_variables(saved)
         if hasattr(self, "randlora"):
             store.kernel_arrived(self)
@@ -327,7 +327,7 @@ class RandLoRALayer(keras.layers.Layer):
         return config if self.of_subclass else {**config, **self.adaptation_config()}
 
     def adaptation_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments that a plain layer does not have."""
+        """Return the constructor's arguments that the plain class does not have."""
         bank = None
         if self._shares_bank:
             bank = keras.saving.serialize_keras_object(self.bank)
@@ -342,7 +342,7 @@ class RandLoRALayer(keras.layers.Layer):
         """Rebuild the layer from `get_config`'s result."""
         return super().from_config({**config, "bank": rebuilt_bank(config.get("bank"))})
 
-    # What Keras cannot do with an adapted layer
+    # Operations that adapted layers refuse
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: the layer is already adapted.
@@ -357,10 +357,10 @@ class RandLoRALayer(keras.layers.Layer):
         )
 
     def _check_quantize_args(self, *args: Any) -> None:
-        """Refuse: an adapted kernel is not quantized in place.
+        """Refuse: an adapted kernel cannot be quantized in place.
 
-        Keras wraps `quantize` of each instance and calls this before it. The
-        wrapper stays when a live layer is adapted; an override would not be called.
+        Keras wraps `quantize` of each instance and calls this first. The wrapper stays
+        when a live layer is adapted, so an override of `quantize` would not be called.
         """
         raise ValueError(
             f"Layer '{self.path}' is adapted by RandLoRA and cannot be quantized. "
@@ -375,9 +375,9 @@ class RandLoRALayer(keras.layers.Layer):
 
 @contextlib.contextmanager
 def built_with(adaptation: Adaptation) -> Iterator[None]:
-    """Give layers that are made in the block this adaptation.
+    """Build the layers of a block with this adaptation.
 
-    For classes whose constructor passes on no argument of RandLoRA.
+    For classes whose constructor takes no arguments of RandLoRA.
     """
     token = _WAITING.set(adaptation)
     try:
@@ -387,7 +387,7 @@ def built_with(adaptation: Adaptation) -> Iterator[None]:
 
 
 def adaptation_of(config: dict[str, Any]) -> tuple[Adaptation, dict[str, Any]]:
-    """Split what `get_config` returned into the adaptation and the rest."""
+    """Split a layer's configuration into the adaptation and the rest."""
     rest = dict(config)
     options = {name: rest.pop(name) for name in _OPTION_NAMES if name in rest}
     bank, train_bias = rebuilt_bank(rest.pop("bank")), rest.pop("train_bias")

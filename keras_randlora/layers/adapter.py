@@ -42,13 +42,13 @@ class RandLoRAAdapter(keras.layers.Layer):
         gamma: γ of shape `(n, s)`, in a batch `(E, n, s)`; starts at `1 / s`.
         bank: The shared bases.
         options: The layer's options.
-        active: Whether the update takes part; `False` within `base_only`.
-        zeroed: Whether λ is 0 while it does not.
-        latest_way: How the product was taken when the layer was last called or
-            traced, `None` before.
+        active: Whether the update is applied; `False` within `base_only`.
+        zeroed: Whether λ is 0 while it is not.
+        latest_way: `"materialized"` or `"factored"`, from the latest call or trace;
+            `None` before.
         enabled_on: Returns the model that `enable_randlora` was called on, `None` if
             it is gone or the layer was built adapted.
-        arrivals: What of a weights file has come, see `layers.store`.
+        arrivals: The parts of a weights file loaded so far, see `layers.store`.
     """
 
     def __init__(
@@ -99,10 +99,11 @@ class RandLoRAAdapter(keras.layers.Layer):
         """Return `inputs · (kernel + update)`, `inputs · kernel` if not active.
 
         Args:
-            inputs: The layer's input. A sparse matrix stays one, as in a plain `Dense`,
-                but for dropout and a quantized kernel; other sparse tensors do not.
+            inputs: The layer's input. A sparse matrix stays sparse, as in a plain
+                `Dense`; with dropout or a quantized kernel it becomes dense, as do
+                other sparse tensors.
             held: The tensors that hold the kernel.
-            training: Whether dropout is at work.
+            training: Whether dropout is active.
         """
         if is_sparse(inputs):
             if self.product.takes_sparse(inputs) and not (self.dropout and training):
@@ -158,20 +159,20 @@ class RandLoRAAdapter(keras.layers.Layer):
         return owner
 
     def save_own_variables(self, saved: Any) -> None:
-        """Write λ, γ, and what restores the base kernel; see `layers.store`."""
+        """Save λ, γ and a sparse correction of the base kernel; see `layers.store`."""
         store.write_adapter(self.owner(), saved)
 
     def load_own_variables(self, saved: Any) -> None:
-        """Read λ and γ, and take the update out of the kernel that was loaded.
+        """Load λ and γ, and subtract the update from the loaded kernel.
 
         Raises:
-            ValueError: λ and γ were trained with other bases or another scale, so
-                that they mean another update in this layer.
+            ValueError: λ and γ were trained with other bases or another scale, which
+                gives a different update in this layer.
         """
         store.read_adapter(self.owner(), saved)
 
     def _is_off(self) -> bool:
-        """Whether the product leaves the update out; a graph may read λ = 0 instead."""
+        """Whether the product omits the update; a graph may read λ = 0 instead."""
         return not self.active and not (self.zeroed and in_graph())
 
     def _factors(self) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """Convolutions as products with a matrix `(positions · channels in, channels out)`.
 
-The convolution itself reads the adapted kernel. Those in groups, and depthwise ones,
-are no product with one matrix and are refused.
+The convolution itself reads the adapted kernel. Grouped and depthwise convolutions are
+not a product with one matrix and are refused.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from keras_randlora.update import KernelLayout
 class _ReadsKernel(RandLoRALayer):
     """A layer whose own code reads the adapted kernel."""
 
-    # Keras remembers of a layer which arguments `call` had when it was built.
+    # Keras remembers the arguments of a layer's `call` from when it was built.
     def call(self, inputs: Any) -> Any:  # type: ignore[override]
-        """Return what the plain layer does, with the adapted kernel."""
+        """Run the plain layer's call with the adapted kernel."""
         return super(RandLoRALayer, self).call(inputs)
 
 
 class RandLoRAConvolution(_ReadsKernel):
-    """What adapted convolutions share; the kernel is `(positions…, in, out)`."""
+    """Base class of adapted convolutions; the kernel is `(positions…, in, out)`."""
 
     @staticmethod
     def is_adaptable(layer: Any) -> bool:
-        """Return whether each output channel sees all input channels."""
+        """Return whether each output channel depends on all input channels."""
         return layer.groups == 1
 
     @staticmethod
@@ -38,7 +38,7 @@ class RandLoRAConvolution(_ReadsKernel):
         """Return how the kernel is read as a matrix.
 
         Raises:
-            ValueError: The convolution is one in groups.
+            ValueError: It is a grouped convolution.
         """
         if layer.groups != 1:
             raise ValueError(
@@ -51,7 +51,7 @@ class RandLoRAConvolution(_ReadsKernel):
 
 
 class RandLoRATransposedConvolution(_ReadsKernel):
-    """What adapted transposed ones share; the kernel is `(positions…, out, in)`."""
+    """Base class of adapted transposed convolutions: `(positions…, out, in)`."""
 
     @staticmethod
     def layout_of(layer: Any) -> KernelLayout:
@@ -107,12 +107,12 @@ register_layer(keras.layers.Conv3DTranspose, RandLoRAConv3DTranspose)
 
 
 def is_convolution(layer: keras.layers.Layer) -> bool:
-    """Return whether a layer is a convolution that can be adapted, or is."""
+    """Return whether a layer is an adapted convolution, or one that can be adapted."""
     return issubclass(_adapted_kind(layer), _ReadsKernel) and is_linear(layer)
 
 
 def is_of_patches(layer: Any) -> bool:
-    """Return whether a convolution is a linear layer of patches that do not overlap."""
+    """Return whether a convolution is a linear layer of non-overlapping patches."""
     return (
         issubclass(_adapted_kind(layer), RandLoRAConvolution)
         and is_linear(layer)
@@ -122,13 +122,13 @@ def is_of_patches(layer: Any) -> bool:
 
 
 def is_convolution_in_groups(layer: keras.layers.Layer) -> bool:
-    """Return whether a convolution has a kernel for each of several groups."""
+    """Return whether a convolution is grouped or depthwise."""
     kinds = (*_BY_CHANNELS, keras.layers.Conv1D, keras.layers.Conv2D)
     return isinstance(layer, (*kinds, keras.layers.Conv3D)) and not is_linear(layer)
 
 
 def _adapted_kind(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
-    """Return the class that a layer is adapted to or has been, else its own."""
+    """Return the adapted class for a layer, or its own class."""
     return adapted_class(type(layer)) or type(layer)
 
 

@@ -1,4 +1,4 @@
-"""Counts of a model's own parameters, as they are in floating point."""
+"""Parameter counts of the base model, as in floating point."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from keras_randlora.update import BasisBank
 
 
 def parameter_count(layers: Sequence[keras.layers.Layer]) -> int:
-    """Count the parameters that layers hold themselves, each variable once.
+    """Count the layers' own parameters, each variable once.
 
-    Of quantized layers those are counted that they have in floating point. λ, γ and the
-    bases of adapted layers are not counted.
+    Quantized layers count as in floating point. λ, γ and the bases of adapted layers do
+    not count.
     """
     total, seen = 0, set()
     for layer in layers:
@@ -32,7 +32,7 @@ def parameter_count(layers: Sequence[keras.layers.Layer]) -> int:
 
 
 def _sizes_in_float(layer: keras.layers.Layer) -> dict[int, int]:
-    """Return what a quantized layer's variables are counted as, by `id`."""
+    """Return the counts of a quantized layer's variables, by `id`."""
     if getattr(layer, "quantization_mode", None) not in ("int8", "int4"):
         return {}
     bias = getattr(layer, "bias", None)

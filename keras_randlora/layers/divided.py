@@ -23,7 +23,7 @@ from keras_randlora.bases import (
 )
 from keras_randlora.layers.quantized import widened
 from keras_randlora.tools import cast, keras_internals
-from keras_randlora.update import BasisBank, UpdateShape, kernel_update
+from keras_randlora.update import BasisBank, Update, UpdateShape
 
 if TYPE_CHECKING:
     from keras_randlora.layers.adapted import RandLoRALayer
@@ -69,7 +69,7 @@ def merger(layer: RandLoRALayer) -> tuple[Callable[..., Array], tuple[Array, ...
             columns = _Columns.of(basis_b, held, shape)
             if columns is None or shape.batch is not None:
                 update = (shape, lambda_, gamma, basis_a, basis_b, scale)
-                matrix = matrix + kernel_update(*update)
+                matrix = matrix + Update(*update).matrix()
             else:
                 factors = scale * lambda_, gamma, basis_a
                 matrix = _with_update(matrix, shape, *factors, columns)

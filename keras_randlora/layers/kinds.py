@@ -1,4 +1,4 @@
-"""The kinds of layers that can be adapted, and the adapted class of each."""
+"""Registry of adaptable layers and their adapted classes."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _OF_SUBCLASSES: dict[type[keras.layers.Layer], type[RandLoRALayer]] = {}
 def register_layer(
     plain: type[keras.layers.Layer], adapted: type[RandLoRALayer]
 ) -> None:
-    """Let a kind of layers be adapted: `enable_randlora` then takes them as targets.
+    """Make a class of layers adaptable: `enable_randlora` then accepts them as targets.
 
     Subclasses of `plain` are adapted too, with their own methods before those of
     `adapted`.
 
     Args:
-        plain: The class of the layers as Keras or you build them.
-        adapted: A subclass of `RandLoRALayer` and `plain`, in this order, that says in
-            `layout_of` how the kernel is read as a matrix.
+        plain: The class of the plain layers.
+        adapted: A subclass of `RandLoRALayer` and `plain`, in this order, whose
+            `layout_of` defines how the kernel is read as a matrix.
 
     Raises:
-        TypeError: `adapted` is no such class.
+        TypeError: `adapted` is not such a class.
         ValueError: There is an adapted class for `plain` already.
 
     Example:
-    See `examples/guides/new_layer.py` for a layer of one's own.
+    See `examples/guides/new_layer.py` for a complete layer.
 
     >>> kr.register_layer(keras.layers.Dense, kr.RandLoRADense)
     Traceback (most recent call last):
@@ -70,10 +70,10 @@ def register_layer(
 
 
 def adapted_class(plain: type[keras.layers.Layer]) -> type[RandLoRALayer] | None:
-    """Return the class that layers of class `plain` are adapted to, if there is one.
+    """Return the adapted class for layers of class `plain`, or `None`.
 
-    A subclass of a known class gets an adapted class of its own, whose methods come
-    before those that add the update: what it does around `super().call` stays.
+    A subclass of a known class gets its own adapted class. Its methods come before
+    those that add the update, so its code around `super().call` still runs.
     """
     if issubclass(plain, RandLoRALayer):
         return None
@@ -86,10 +86,10 @@ def adapted_class(plain: type[keras.layers.Layer]) -> type[RandLoRALayer] | None
 
 
 def adapt_layer(layer: keras.layers.Layer, adaptation: Adaptation) -> None:
-    """Make a built plain layer an adapted one, in place.
+    """Adapt a built plain layer, in place.
 
     Raises:
-        ValueError: It is of no kind that can be adapted.
+        ValueError: Its kind cannot be adapted.
     """
     kind = adapted_class(type(layer))
     if kind is None:
@@ -105,7 +105,7 @@ def layout_of(layer: keras.layers.Layer) -> KernelLayout:
     """Return how the kernel of a layer, plain or adapted, is read as a matrix.
 
     Raises:
-        ValueError: It is no product with a matrix.
+        ValueError: It is not a product with a matrix.
     """
     adapted = isinstance(layer, RandLoRALayer)
     kind = type(layer) if adapted else adapted_class(type(layer))
@@ -115,27 +115,27 @@ def layout_of(layer: keras.layers.Layer) -> KernelLayout:
 
 
 def is_linear(layer: keras.layers.Layer) -> bool:
-    """Return whether a layer is adapted, or can be."""
+    """Return whether a layer is adapted or can be."""
     return isinstance(layer, RandLoRALayer) or is_adaptable(layer)
 
 
 def is_adaptable(layer: keras.layers.Layer) -> bool:
-    """Return whether a plain layer is of a kind that can be adapted."""
+    """Return whether the kind of a plain layer can be adapted."""
     kind = adapted_class(type(layer))
     return kind is not None and kind.is_adaptable(layer)
 
 
 def kind_name(layer: keras.layers.Layer) -> str:
-    """Return the name of a layer's class, of an adapted one its own."""
+    """Return the name of a layer's class; for an adapted layer the adapted class."""
     return type(layer).__qualname__.rpartition(".")[2]
 
 
 def _take_name(adapted: type[RandLoRALayer], plain: type[keras.layers.Layer]) -> None:
     """Give an adapted class the plain one's `__name__`; its `__qualname__` stays.
 
-    Keras files the weights of a layer that stands in a list, or directly in a
-    functional model, under that name. With the plain class's, the files of plain and
-    adapted models interchange. Registration has taken the name of its own before.
+    Keras saves the weights of layers in a list, or directly in a functional model,
+    under this name. With the plain class's name, files of plain and adapted models are
+    interchangeable. Registration used the adapted class's own name before.
     """
     adapted.plain_class = plain
     adapted.__name__ = plain.__name__
@@ -155,7 +155,7 @@ def _of_subclass(
     }
     adapted: Any = type(name, (plain, base), methods)
     keras.saving.register_keras_serializable("keras_randlora", _SUBCLASS)(adapted)
-    # Another process has not made that class yet: there the name means this one.
+    # Another process has not created that class yet: there the name means this one.
     keras.saving.register_keras_serializable("keras_randlora", _SUBCLASS)(
         AdaptedSubclass
     )
@@ -164,7 +164,7 @@ def _of_subclass(
 
 
 def _config_of_subclass(layer: Any) -> dict[str, Any]:
-    """Return the plain class, its own arguments, and those of the adaptation."""
+    """Return the plain class, its arguments, and those of the adaptation."""
     plain = layer.plain_class
     kind = {
         "module": plain.__module__,
@@ -189,7 +189,7 @@ _SUBCLASS = "RandLoRASubclass"
 
 @keras.saving.register_keras_serializable("keras_randlora", _SUBCLASS)
 class AdaptedSubclass(keras.layers.Layer):
-    """Stands in files for the adapted class of a subclass of a registered kind."""
+    """Placeholder in files for the adapted class of a subclass of a registered kind."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> RandLoRALayer:
@@ -220,8 +220,8 @@ class RandLoRADense(RandLoRALayer, keras.layers.Dense):
         basis_storage: `"stored"` or `"regenerated"`.
         compute: `"auto"`, `"materialized"` or `"factored"`.
         train_bias: Whether the bias is trained; `"none"` is `False`.
-        bank: A `BasisBank` to share with other layers. By default the layer
-            owns a pair of its own.
+        bank: A `BasisBank` to share with other layers. By default the layer owns its
+            own pair.
         **kwargs: Arguments of `keras.layers.Dense`.
 
     Input shape: `(..., inputs)`. Output shape: `(..., units)`.
@@ -251,13 +251,12 @@ class RandLoRADense(RandLoRALayer, keras.layers.Dense):
 class RandLoRAEinsumDense(RandLoRALayer, keras.layers.EinsumDense):
     """A `keras.layers.EinsumDense` with a frozen kernel and a RandLoRA update.
 
-    The kernel is seen as a matrix of its axes that are contracted with the input
-    by its axes that appear in the output: `(d, n * h)` for Gemma's query
-    `"btd,ndh->btnh"`. Axes that input, kernel and output share number matrices with an
-    update each: λ and γ get an axis more.
+    The kernel is read as a matrix: contracted axes by output axes, such as `(d, n * h)`
+    for Gemma's query `"btd,ndh->btnh"`. Axes that input, kernel and output share are
+    batch axes, with one update per matrix: λ and γ get one more axis.
 
     Args:
-        equation: Einsum equation, perhaps with `...`.
+        equation: Einsum equation, optionally with `...`.
         output_shape: Output shape without the batch axis.
         rank: Rank `r` of each random basis.
         **kwargs: Options of `RandLoRADense`, and arguments of
@@ -284,7 +283,7 @@ class RandLoRAEinsumDense(RandLoRALayer, keras.layers.EinsumDense):
         """Return how the kernel is read as a matrix, or a batch of them.
 
         Raises:
-            ValueError: It is no product with matrices, or with a quantized batch.
+            ValueError: It is not a product with matrices, or the batch is quantized.
         """
         layout = einsum_layout(layer.equation, kernel_shape(layer))
         if layout.batch is not None and layer.quantization_mode is not None:

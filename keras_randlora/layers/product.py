@@ -1,7 +1,7 @@
 """The product of a layer's input with its adapted kernel, and its gradient.
 
-Two ways give the same result. With T tokens, a kernel of sides l and s and
-n·r ≈ s, counted in multiply-adds ×2:
+The update is computed in one of two ways, with equal results. With T tokens, a kernel
+of sides l and s and n·r ≈ s, counted in multiply-adds ×2:
 
 | way | extra operations over the frozen layer, forward + backward |
 |---|---|
@@ -28,11 +28,14 @@ from keras_randlora.tools import cast, transpose
 from keras_randlora.update import (
     BasisBank,
     KernelLayout,
+    Update,
     UpdateShape,
+    adapted_kernel,
+    adapted_matrix,
     adapter_gradients,
     computed_after,
-    kernel_update,
-    projected_gradient,
+    gradients_of_matrix,
+    gradients_of_product,
     scaled_basis_a,
     with_gradient,
 )
@@ -51,7 +54,7 @@ class AdaptedProduct:
 
     Attributes:
         layout: How the layer's kernel is read as a matrix.
-        kernel: How the frozen kernel is held.
+        kernel: Storage of the frozen kernel.
         shape: Sizes of the update.
         bank: Owner of the bases.
         scale: `alpha / rank`.
@@ -89,11 +92,11 @@ class AdaptedProduct:
 
     @property
     def factor(self) -> float:
-        """What the product of the bases is multiplied by."""
+        """Scale of the product of the bases."""
         return self.scale * self.bank.pair_scale
 
     def takes_sparse(self, inputs: Array) -> bool:
-        """Return whether a plain layer would multiply this sparse input as it is."""
+        """Return whether a plain layer accepts this sparse input."""
         in_floats = not isinstance(self.kernel, QuantizedKernel)
         return self.layout.is_matmul and in_floats and len(inputs.shape) == 2
 
@@ -117,8 +120,8 @@ class AdaptedProduct:
     def update(self, lambda_: Array, gamma: Array, dtype: str) -> Array:
         """Return the update of the kernel in the kernel's own shape."""
         bases = self.bank.read(self.bank.stored(), self.shape, dtype)
-        matrix = kernel_update(self.shape, lambda_, gamma, *bases, self.factor)
-        return self.layout.to_kernel(matrix)
+        update = Update(self.shape, lambda_, gamma, *bases, self.factor)
+        return adapted_kernel(update, None, self.layout)
 
     def frozen(self, held: Sequence[Array]) -> Array:
         """Return the frozen kernel in floating point, in its own shape."""
@@ -144,16 +147,15 @@ class AdaptedProduct:
         def forward(lambda_: Array, gamma: Array, *others: Array) -> Array:
             held, stored = others[:count], others[count:]
             bases = reader.read(stored, shape, dtype)
-            update = kernel_update(shape, lambda_, gamma, *bases, scale)
-            return _sum(frozen.dense(held, dtype), layout.to_kernel(update))
+            update = Update(shape, lambda_, gamma, *bases, scale)
+            return adapted_kernel(update, frozen.dense(held, dtype), layout)
 
         def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
             lambda_, gamma, *others = tensors
             stored = others[count:]
-            basis_a, basis_b = reader.read(stored, shape, dtype, after=gradient)
-            matrix = layout.to_matrix(cast(gradient, dtype))
-            projected = projected_gradient(shape, matrix, basis_b)
-            return adapter_gradients(projected, lambda_, gamma, basis_a, scale)
+            bases = reader.read(stored, shape, dtype, after=gradient)
+            update = Update(shape, lambda_, gamma, *bases, scale)
+            return gradients_of_matrix(update, layout.to_matrix(cast(gradient, dtype)))
 
         product = with_gradient(forward, backward, trained=2)
         return product(lambda_, gamma, *held, *self.bank.stored())
@@ -183,7 +185,7 @@ class AdaptedProduct:
         return with_gradient(forward, backward, trained=1)(inputs, *held)
 
     def with_kernel(self, inputs: Array, kernel: Array) -> Array:
-        """Return the product of the inputs with a kernel that is there."""
+        """Return the product of the inputs with a given kernel."""
         seen = self.kernel.seen(inputs)
         return self.layout.apply(seen, cast(kernel, _dtype(inputs)))
 
@@ -205,9 +207,9 @@ class AdaptedProduct:
             held, stored = others[:count], others[count:]
             lambda_ = computed_after(x, lambda_)
             bases = reader.read(stored, shape, x.dtype, after=x)
-            update = kernel_update(shape, lambda_, gamma, *bases, scale)
+            update = Update(shape, lambda_, gamma, *bases, scale)
             kernel = _base_kernel(frozen, held, x, after=x)
-            kernel = _sum(kernel, layout.to_kernel(update))
+            kernel = adapted_kernel(update, kernel, layout)
             return layout.apply(frozen.seen(x), kernel)
 
         def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
@@ -216,20 +218,15 @@ class AdaptedProduct:
             lambda_ = computed_after(gradient, lambda_)
             gamma = computed_after(gradient, gamma)
             bases = reader.read(stored, shape, x.dtype, after=gradient)
-            update = kernel_update(shape, lambda_, gamma, *bases, scale)
+            update = Update(shape, lambda_, gamma, *bases, scale)
             kernel = _base_kernel(frozen, held, x, after=gradient)
-            matrix = None if kernel is None else layout.to_matrix(kernel)
+            kernel = None if kernel is None else layout.to_matrix(kernel)
+            kernel = adapted_matrix(update, kernel)
             gradient = layout.output_rows(gradient, len(x.shape))
-            x_gradient = gradient @ transpose(_sum(matrix, update))
-            x_gradient = layout.from_rows(x_gradient, x)
-            del update, kernel, matrix  # torch frees what has no name
+            x_gradient = layout.from_rows(gradient @ transpose(kernel), x)
+            del kernel  # torch frees what has no name
             rows = layout.rows(frozen.seen(x))
-            # The gradient of M, which is the kernel's or its transpose.
-            larger, smaller = (gradient, rows) if shape.transposed else (rows, gradient)
-            basis_a, basis_b = bases
-            projected = basis_b.project(transpose(larger) @ smaller)
-            adapter = adapter_gradients(projected, lambda_, gamma, basis_a, scale)
-            return x_gradient, *adapter
+            return x_gradient, *gradients_of_product(update, rows, gradient)
 
         product = with_gradient(forward, backward, trained=3)
         return product(inputs, lambda_, gamma, *held, *self.bank.stored())
@@ -302,10 +299,3 @@ def _float_dtype(kernel: Array) -> str:
     """Return the dtype of a kernel, float32 if it is quantized."""
     dtype = _dtype(kernel)
     return dtype if keras.backend.is_float_dtype(dtype) else "float32"
-
-
-def _sum(kernel: Array | None, update: Array) -> Array:
-    """Return their sum in the update's dtype, taken in the wider of the two."""
-    if kernel is None:
-        return update
-    return cast(kernel + cast(update, _dtype(kernel)), _dtype(update))

@@ -1,6 +1,6 @@
-"""Frozen kernels as layers hold them, in floating point or quantized.
+"""Storage of frozen kernels, in floating point or quantized.
 
-| `quantization_mode` | held | the kernel in floating point |
+| `quantization_mode` | stored | the kernel in floating point |
 |---|---|---|
 | `None` | `kernel` | `kernel` |
 | `"int8"` | `kernel`, `kernel_scale` | `kernel / scale`, a scale per output |
@@ -8,7 +8,7 @@
 | `"int4"`, blocks | and `kernel_zero` | `(kernel - zero) * scale`, one per block |
 
 A layer may also round its inputs to 8 bits (Keras's default for `"int8"`); the gradient
-passes through that rounding unchanged, as in Keras.
+passes the rounding unchanged (straight-through estimator), as in Keras.
 
 Source: `keras/src/layers/core/dense.py` and `einsum_dense.py` of Keras 3.15.
 """
@@ -47,7 +47,7 @@ _PER_BLOCK = ("_kernel", "kernel_scale", "kernel_zero")
 
 @dataclass(frozen=True)
 class FrozenKernel:
-    """How a kernel in floating point is held: as itself.
+    """A kernel stored in floating point.
 
     Attributes:
         shape: Shape of the kernel in floating point.
@@ -64,7 +64,7 @@ class FrozenKernel:
         return [kernel, *(getattr(layer, name) for name in others)]
 
     def dense(self, held: Sequence[Array], dtype: Any) -> Array:
-        """Return the kernel in floating point; not narrower than `dtype`.
+        """Return the kernel in floating point, at least as wide as `dtype`.
 
         Args:
             held: The tensors of the attributes `names`.
@@ -73,21 +73,20 @@ class FrozenKernel:
         return held[0]
 
     def seen(self, inputs: Array) -> Array:
-        """Return the inputs as the product sees them."""
+        """Return the inputs of the product."""
         return inputs
 
 
 @dataclass(frozen=True)
 class QuantizedKernel(FrozenKernel):
-    """How a quantized kernel is held.
+    """A kernel stored quantized.
 
     Attributes:
-        packed_columns: Columns of a kernel whose rows hold two entries a byte, else
-            `None`.
-        block: Rows that share a scale, `None` for all.
-        scale_for_kernel: Brings `kernel_scale` to the axes of the kernel, `None` where
-            it has them.
-        round_inputs: Quantizes the inputs, `(integers, scale)`, or `None`.
+        packed_columns: Columns of a kernel with two entries per byte, else `None`.
+        block: Number of rows that share a scale, `None` for all.
+        scale_for_kernel: Gives `kernel_scale` the axes of the kernel; `None` if it has
+            them.
+        round_inputs: Quantizes the inputs to `(integers, scale)`, or `None`.
     """
 
     packed_columns: int | None = None
@@ -110,7 +109,7 @@ class QuantizedKernel(FrozenKernel):
         return reshape(kernel, self.shape)
 
     def seen(self, inputs: Array) -> Array:
-        """Return the inputs, rounded where the layer rounds them."""
+        """Return the inputs of the product, rounded if the layer rounds them."""
         if self.round_inputs is None:
             return inputs
         integers, scale = self.round_inputs(inputs)
@@ -118,7 +117,7 @@ class QuantizedKernel(FrozenKernel):
 
 
 def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
-    """Return the shape of a layer's kernel in floating point, however it is held."""
+    """Return the shape of a layer's kernel in floating point."""
     if layer.quantization_mode == "int4":
         return keras_internals.int4_kernel_shape(layer)
     return tuple(keras_internals.kernel_variable(layer).shape)
@@ -142,13 +141,13 @@ def require_supported_mode(layer: keras.layers.Layer, path: str) -> None:
 
 
 def float_policy(layer: keras.layers.Layer) -> keras.DTypePolicy:
-    """Return the dtype policy that a layer had before it was quantized, or has."""
+    """Return a layer's dtype policy, from before it was quantized if it was."""
     compute, variable = layer.compute_dtype, layer.variable_dtype
     return keras.DTypePolicy(compute if compute == variable else f"mixed_{compute}")
 
 
 def frozen_kernel(layer: keras.layers.Layer) -> FrozenKernel:
-    """Return how the kernel of a built `Dense` or `EinsumDense` layer is held."""
+    """Return the stored form of the kernel of a built `Dense` or `EinsumDense`."""
     shape, mode = kernel_shape(layer), layer.quantization_mode
     if mode is None:
         return FrozenKernel(shape)
@@ -176,7 +175,7 @@ def dense_kernel(layer: keras.layers.Layer) -> Array:
     """Return a layer's frozen kernel, of shape `kernel_shape(layer)`.
 
     Returns:
-        In float32, in float64 where the kernel has that.
+        In float32, or in float64 if the kernel has that.
     """
     frozen = frozen_kernel(layer)
     kernel, *others = frozen.variables(layer)
@@ -191,12 +190,12 @@ def widened(tensor: Array, dtype: Any) -> Array:
 
 
 def held_arrays(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
-    """Return a copy of what holds the kernel, by the name of the layer's attribute."""
+    """Return copies of the arrays that store the kernel, by the layer's attribute."""
     return {name: np.array(to_numpy(v)) for name, v in _holding(layer).items()}
 
 
 def kept(layer: keras.layers.Layer) -> dict[str, np.ndarray | Parts]:
-    """Return a copy of what holds the kernel for `hold`, gathered from no device."""
+    """Return copies of this host's shards of them, for `hold`."""
     return {name: copy_of(variable) for name, variable in _holding(layer).items()}
 
 
@@ -230,7 +229,7 @@ def write_kernel(layer: keras.layers.Layer, kernel: Array) -> None:
 
 
 def quantized_alike(layer: keras.layers.Layer, kernel: Array) -> keras.layers.Layer:
-    """Return a plain layer of `kernel`, quantized as `layer` is, with its bias.
+    """Return a plain layer with `kernel`, quantized as `layer` is, with its bias.
 
     Args:
         layer: A quantized `Dense` or `EinsumDense`, plain or adapted.
@@ -251,7 +250,7 @@ def quantized_alike(layer: keras.layers.Layer, kernel: Array) -> keras.layers.La
 
 
 def restore_float(layer: keras.layers.Layer, kernel: Array) -> None:
-    """Make a quantized plain layer one in floating point.
+    """Convert a quantized plain layer to floating point.
 
     Args:
         layer: A quantized `Dense` or `EinsumDense`; changed in place.
@@ -272,10 +271,10 @@ def restore_float(layer: keras.layers.Layer, kernel: Array) -> None:
 
 @contextlib.contextmanager
 def _quick_collection() -> Iterator[None]:
-    """Keep the garbage collector from all that is there already.
+    """Freeze existing objects, so that the `gc.collect()` calls of Keras are cheap.
 
-    Keras collects after each variable that is deleted: half a second in a large model,
-    for each of hundreds of layers.
+    Keras collects after each deleted variable: half a second in a large model, for each
+    of hundreds of layers.
     """
     if gc.get_freeze_count():  # by the user, who keeps what they froze
         yield
@@ -288,7 +287,7 @@ def _quick_collection() -> Iterator[None]:
 
 
 def _quantization_config(layer: keras.layers.Layer) -> Any:
-    """Return the options that `quantize` was called with, or those of the policy."""
+    """Return the options of the layer's `quantize` call, or those of its policy."""
     if layer.quantization_config is not None:
         return layer.quantization_config
     if layer.quantization_mode == "int4":
@@ -299,7 +298,7 @@ def _quantization_config(layer: keras.layers.Layer) -> Any:
 
 
 def _from_blocks(kernel: Array, scale: Array, zero: Array, block: int) -> Array:
-    """Return `(kernel - zero) * scale`, each row of those for `block` rows.
+    """Return `(kernel - zero) * scale`, with one row of these for `block` rows.
 
     Args:
         kernel: Integers of shape `(rows, columns)`.

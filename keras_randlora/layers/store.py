@@ -1,18 +1,18 @@
-"""What stands of an adapted layer in a weights file, and how it is read back.
+"""Entries of an adapted layer in a weights file.
 
 | group | entries |
 |---|---|
-| the layer's own | what a plain layer has; the kernel is the merged one |
-| `randlora` | `lambda`, `gamma`, `options`, and what restores the base kernel |
+| the layer's own | those of a plain layer; the kernel is the merged one |
+| `randlora` | `lambda`, `gamma`, `options`, and a correction for the base kernel |
 
-Hence somebody without this package reads the fine-tuned kernel. `merged - update` is
-the base kernel up to rounding; the entries that differ are written out as `base_index`
-and `base_value`, so that loading restores the base bit for bit where the update is
-computed with the same roundings, on another backend up to the last bit of the update.
-Where so many differ that the base takes less, and of a quantized kernel, which no
-subtraction restores, all that holds it is written out (`base_kernel`, …).
+So the fine-tuned kernel can be read without this package. `merged - update` is the base
+kernel up to rounding; the entries that differ are saved as `base_index` and
+`base_value`. Loading restores the base bit for bit if the update is computed with the
+same rounding, and on another backend up to the last bit of the update. The base is
+saved whole (`base_kernel`, …) if that takes fewer bytes, or if it is quantized, which
+no subtraction restores.
 
-Keras reads one group after the other: the base is restored when both have come.
+Keras loads one group after the other: the base is restored after both.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _ENTRIES = ("base_index", "base_value")
 
 @dataclass
 class Arrivals:
-    """What has come of a file, until the base kernel is restored.
+    """The groups loaded so far, until the base kernel is restored.
 
     Attributes:
-        kernel: Whether the layer's own group has: its kernel is the merged one.
-        base: The entries of the group `randlora` that restore the base, `None` until
-            it has come.
+        kernel: Whether the layer's own group is loaded: its kernel is the merged one.
+        base: The entries of the group `randlora` that restore the base, `None` before
+            that group is loaded.
     """
 
     kernel: bool = False
@@ -49,7 +49,7 @@ class Arrivals:
 
 
 def write_adapter(layer: RandLoRALayer, saved: Any) -> None:
-    """Write the group `randlora` of a layer.
+    """Save the group `randlora` of a layer.
 
     Args:
         layer: An adapted, built layer.
@@ -65,20 +65,20 @@ def write_adapter(layer: RandLoRALayer, saved: Any) -> None:
 
 
 def kernel_arrived(layer: RandLoRALayer) -> None:
-    """Take note that the merged kernel of a file stands in the layer."""
+    """Record that the layer holds the merged kernel of a file."""
     layer.randlora.arrivals.kernel = True
     _restore(layer)
 
 
 def read_adapter(layer: RandLoRALayer, saved: Any) -> None:
-    """Read the group `randlora` of a layer.
+    """Load the group `randlora` of a layer.
 
-    An empty one comes from a plain layer: its kernel is the base, and the update is
+    An empty group is from a plain layer: its kernel becomes the base, and the update is
     reset to zero.
 
     Raises:
-        ValueError: λ and γ were trained with other bases or another scale, so that they
-            mean another update in this layer.
+        ValueError: λ and γ were trained with other bases or another scale, which gives
+            a different update in this layer.
     """
     adapter = layer.randlora
     if "lambda" not in saved:
@@ -95,7 +95,7 @@ def read_adapter(layer: RandLoRALayer, saved: Any) -> None:
 
 
 def _restore(layer: RandLoRALayer) -> None:
-    """Put the base kernel back once the merged one, λ and γ have come."""
+    """Restore the base kernel once the merged one, λ and γ are loaded."""
     arrivals = layer.randlora.arrivals
     base = arrivals.base
     if not arrivals.kernel or base is None:
@@ -125,7 +125,7 @@ def _base_entries(layer: RandLoRALayer) -> dict[str, np.ndarray]:
 
 
 def _origin(layer: RandLoRALayer) -> dict[str, Any]:
-    """Return what must be equal for λ and γ to mean the same update."""
+    """Return the options that must be equal for λ and γ to give the same update."""
     adapter = layer.randlora
     spec, given = adapter.bank.spec, adapter.bank.given
     drawn = {"sparsity": spec.sparsity, "seed": spec.seed}
@@ -141,7 +141,7 @@ def _origin(layer: RandLoRALayer) -> dict[str, Any]:
 
 
 def _require_same_origin(layer: RandLoRALayer, theirs: dict[str, Any]) -> None:
-    """Refuse λ and γ that mean another update here."""
+    """Refuse λ and γ that would give a different update."""
     ours = _origin(layer)
     others = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
     if not others:
@@ -152,13 +152,13 @@ def _require_same_origin(layer: RandLoRALayer, theirs: dict[str, Any]) -> None:
     )
     raise ValueError(
         f"The weights of layer '{layer.path}' were trained with {trained}; the "
-        f"layer has {has}, which would make another update of them. Enable RandLoRA "
-        "on a new model with the options of the file (bases that were given: "
-        "`load_adapter` or `keras_randlora.peft.load`) and load the file there. This "
-        "model is now partly loaded: discard it."
+        f"layer has {has}, which gives a different update. Enable RandLoRA on a new "
+        "model with the options of the file (with basis='given' use `load_adapter` or "
+        "`keras_randlora.peft.load`) and load the file there. This model is now partly "
+        "loaded: discard it."
     )
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
-    """Return an array that h5py writes: bfloat16, which it lacks, as float32."""
+    """Return an array that h5py can write: bfloat16 becomes float32."""
     return array.astype("float32") if array.dtype.name == "bfloat16" else array

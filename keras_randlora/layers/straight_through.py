@@ -1,9 +1,9 @@
-"""Lets gradients pass the rounded inputs of quantized `ReversibleEmbedding` layers.
+"""Straight-through estimator for the inputs of quantized `ReversibleEmbedding` layers.
 
-Keras 3.15 rounds what such a layer turns into logits to 8 bits: of every `"int8"`
-model, and of `"int4"` ones that come from a preset. `Dense` and `EinsumDense` have a
-gradient of their own for that; here nothing but the largest entry of each token would
-get one, and the model would hardly learn.
+Keras 3.15 rounds the inputs of a tied output embedding to 8 bits: in every `"int8"`
+model, and in `"int4"` models loaded from a preset. `Dense` and `EinsumDense` have their
+own gradient for this rounding. Here only the largest entry of each token would get a
+gradient, and the model would hardly learn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Array = Any
 
 
 class StraightThrough:
-    """A quantizer of inputs whose gradient is that of the inputs themselves.
+    """A quantizer of inputs with the identity as its gradient.
 
     Args:
         quantizer: The layer's own, which returns integers and their scale.
@@ -36,7 +36,7 @@ class StraightThrough:
 
 
 def pass_gradients(layer: keras.layers.Layer) -> None:
-    """Let gradients pass the rounding of a layer's inputs, if it rounds them."""
+    """Add the straight-through estimator to a layer that rounds its inputs."""
     quantizer = _quantizer(layer)
     rounds = quantizer is not None and not isinstance(quantizer, StraightThrough)
     if rounds and isinstance(layer, keras.layers.ReversibleEmbedding):

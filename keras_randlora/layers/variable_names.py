@@ -1,4 +1,4 @@
-"""Names of a layer's own variables that do not change from process to process."""
+"""Names of a layer's own variables that are the same in every process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 
 from keras_randlora.tools import keras_internals
 
-# What Keras calls a variable that is added without a name.
+# Keras's name for a variable that is added without one.
 _NAMELESS = re.compile(r"variable_\d+")
 # How the paths of λ and γ end.
 _LAMBDA = "randlora/lambda"
@@ -17,11 +17,11 @@ _FACTORS = (_LAMBDA, "randlora/gamma")
 
 
 def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """Return the variables that a layer holds itself, by names that do not change.
+    """Return a layer's own variables, by stable names.
 
-    Keras numbers variables without a name through the whole process, and lets two have
-    the same: here the second `scale` of a layer is `scale#2`, and a nameless one is
-    `variable`.
+    Keras numbers nameless variables through the whole process, and allows equal names.
+    Here a nameless variable is `variable`, and the second `scale` of a layer is
+    `scale#2`.
     """
     weights = keras_internals.own_variables(layer)
     names = stable_names([variable.name for variable in weights])
@@ -29,7 +29,7 @@ def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
 
 
 def stable_names(names: Sequence[str]) -> list[str]:
-    """Return the names of `named_weights` for those that Keras gave."""
+    """Return the names of `named_weights` for the names that Keras gave."""
     found: list[str] = []
     taken: dict[str, int] = {}
     for name in names:

@@ -1,14 +1,14 @@
-"""Weights that a layer holds itself and multiplies by: expert banks, projections.
+"""Bare weights that a layer uses in matmuls: expert banks, projections.
 
-Such a weight is adapted through the layer that holds it, as torch's parametrizations
-and PEFT's `target_parameters` do. A `HeldWeight` stands for it: a small layer with the
-weight as its kernel, which becomes a child of the holder when it is adapted. Meanwhile
-the holder has a class that reads `weight + update` where its code reads the weight, and
-writes the merged weight into files.
+Such a weight is adapted through the layer that holds it, as with torch's
+parametrizations and PEFT's `target_parameters`. A `HeldWeight` represents it: a small
+layer with the weight as its kernel, and a child of the holder while it is adapted. The
+holder then has a class that reads `weight + update` where its code reads the weight,
+and saves the merged weight.
 
 | state | the holder | the weight's layer |
 |---|---|---|
-| plain | its own class, reads the variable | made when asked for, held by nobody |
+| plain | its own class, reads the variable | created on request, not kept |
 | adapted | reads `weight + update` | its child, with λ and γ |
 """
 
@@ -34,15 +34,15 @@ _ADAPTED_HOLDERS: dict[tuple[type, frozenset[str]], type] = {}
 
 
 class HeldWeight(keras.layers.Layer):
-    """A weight that another layer holds itself, as a layer with this kernel.
+    """A bare weight of another layer, as a layer with this kernel.
 
-    It owns no variable, and is never called.
+    It owns no variable and is never called.
 
     Args:
         holder: The layer that holds the weight.
         attribute: The holder's attribute.
-        axes: The role of each axis, such as `"batch in out"`; `None` where it is not
-            known, so that the weight cannot be adapted.
+        axes: The role of each axis, such as `"batch in out"`; `None` if unknown, and
+            the weight cannot be adapted.
 
     Attributes:
         attribute: The holder's attribute.
@@ -56,7 +56,7 @@ class HeldWeight(keras.layers.Layer):
     ) -> None:
         name = _names(holder)[attribute]
         super().__init__(name=name, dtype=holder.dtype_policy)
-        # Past Keras, which would track the variable as this layer's own.
+        # Bypasses Keras, which would track the variable as this layer's own.
         self.__dict__["_kernel"] = vars(holder)[attribute]
         self._holder = weakref.ref(holder)
         self.attribute = attribute
@@ -67,7 +67,7 @@ class HeldWeight(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         """Create nothing: the weight is there."""
 
-    # A method: Keras files what it finds in attributes and properties.
+    # A method: Keras saves what it finds in attributes and properties.
     def holder(self) -> keras.layers.Layer:
         """Return the layer that holds the weight.
 
@@ -81,11 +81,11 @@ class HeldWeight(keras.layers.Layer):
 
 
 class LinearWeight(HeldWeight):
-    """A weight whose axes are known: a matrix, or a batch of them."""
+    """A bare weight with known axes: a matrix, or a batch of matrices."""
 
 
 class RandLoRALinearWeight(RandLoRALayer, LinearWeight):
-    """A weight with an update; a child of the layer that holds it."""
+    """A bare weight with an update; a child of the layer that holds it."""
 
     def build(self, input_shape: Any = None) -> None:
         """Create nothing: the weight was there before the update."""
@@ -95,12 +95,12 @@ class RandLoRALinearWeight(RandLoRALayer, LinearWeight):
         """Return how the weight is read as a matrix.
 
         Raises:
-            ValueError: Its axes are not those that were named.
+            ValueError: Its axes do not match the named ones.
         """
         return read_layout(layer.axes, kernel_shape(layer))
 
     def reattach(self, attachment: Attachment) -> None:
-        """Put the update back, and let the holder read it."""
+        """Restore the update, and let the holder read it."""
         self.__class__ = attachment.kind  # it may be a plain one by now
         super().reattach(attachment)
         holder = self.holder()
@@ -110,7 +110,7 @@ class RandLoRALinearWeight(RandLoRALayer, LinearWeight):
         _choose_class(holder)
 
     def detach(self) -> None:
-        """Make the weight a plain one, which nobody but its holder holds."""
+        """Make the weight plain again, held by its holder only."""
         holder, child = self.holder(), _CHILD.format(self.attribute)
         super().detach()
         if getattr(holder, child, None) is self:
@@ -120,13 +120,13 @@ class RandLoRALinearWeight(RandLoRALayer, LinearWeight):
         _choose_class(holder)
 
     def load_own_variables(self, saved: Any) -> None:
-        """Read nothing: the weight comes with its holder, λ and γ with the child."""
+        """Load nothing: the holder loads the weight, the child λ and γ."""
 
     def save_own_variables(self, saved: Any) -> None:
-        """Write nothing, see `load_own_variables`."""
+        """Save nothing, see `load_own_variables`."""
 
     def adaptation_config(self) -> dict[str, Any]:
-        """Return the options, and what tells the weight among those of its holder."""
+        """Return the options, and what identifies the weight in its holder."""
         return {**super().adaptation_config(), "axes": self.axes}
 
 
@@ -134,9 +134,9 @@ register_layer(LinearWeight, RandLoRALinearWeight)
 
 
 def held_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """Return the weights of two or more axes that a layer holds, by attribute.
+    """Return a layer's bare weights with two or more axes, by attribute.
 
-    But for λ and γ, and the kernels of layers of kinds that are adapted whole.
+    Without λ and γ, and without the kernels of layers that are adapted whole.
     """
     if isinstance(layer, RandLoRAAdapter):
         return {}
@@ -154,12 +154,12 @@ def held_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
 
 
 def holder_of(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """Return the layer that holds a weight, any other layer itself."""
+    """Return the layer that holds a bare weight; any other layer itself."""
     return layer.holder() if isinstance(layer, HeldWeight) else layer
 
 
 def own_class_of(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
-    """Return the class of a layer without those that it wears as a holder."""
+    """Return the class of a layer without the class of an adapted holder."""
     kind = type(layer)
     while "own_class" in vars(kind):
         kind = kind.own_class
@@ -177,9 +177,9 @@ def adapted_weights(holder: keras.layers.Layer) -> dict[str, RandLoRALinearWeigh
 
 
 def _names(holder: keras.layers.Layer) -> dict[str, str]:
-    """Return what the weights of a layer are called, by attribute.
+    """Return the names of a layer's weights, by attribute.
 
-    The attribute's name where Keras has no name for a weight, or the same for two.
+    That is the attribute if Keras has no name for a weight, or equal names for two.
     """
     weights = held_weights(holder)
     named = dict(
@@ -195,7 +195,7 @@ def _names(holder: keras.layers.Layer) -> dict[str, str]:
 
 
 def _in_order(holder: keras.layers.Layer) -> None:
-    """Order the weights among a holder's children as it made them.
+    """Sort the weights among a holder's children by their creation.
 
     Compiled functions take variables in the order in which they were listed.
     """
@@ -230,7 +230,7 @@ def _adapted_holder(plain: Any, attributes: frozenset[str]) -> type:
     """Return the class of layers of class `plain` whose weights are adapted."""
 
     def save_own_variables(holder: Any, saved: Any) -> None:
-        """Write what a plain layer would, with the merged weights."""
+        """Save the plain layer's variables, with the merged weights."""
         own: dict[str, Any] = {}
         plain.save_own_variables(holder, own)
         merged = {
@@ -242,7 +242,7 @@ def _adapted_holder(plain: Any, attributes: frozenset[str]) -> type:
             saved[key] = value if weight is None else weight.merged_kernel()
 
     def load_own_variables(holder: Any, saved: Any) -> None:
-        """Read what a plain layer would; λ and γ come with the children."""
+        """Load the plain layer's variables; the children load λ and γ."""
         plain.load_own_variables(holder, saved)
         for weight in adapted_weights(holder).values():
             store.kernel_arrived(weight)
@@ -260,7 +260,7 @@ def _adapted_holder(plain: Any, attributes: frozenset[str]) -> type:
 
 
 def _adapted_weight(attribute: str) -> property:
-    """Return a property that reads an adapted weight, also while it is built anew."""
+    """Return a property that reads an adapted weight, also while it is rebuilt."""
 
     def read(holder: Any) -> Any:
         child = getattr(holder, _CHILD.format(attribute), None)

@@ -1,4 +1,4 @@
-"""Adapters of Hugging Face PEFT's RandLora, there and back.
+"""Conversion from and to adapters of Hugging Face PEFT's RandLora.
 
 In: a folder that PEFT wrote, or an adapted model. Out: the model with that adapter, or
 a folder that PEFT loads. Use it as `kr.peft.load(model, "folder")`.

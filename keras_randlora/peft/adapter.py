@@ -55,12 +55,12 @@ def load(
 ) -> Report:
     """Adapt a plain model with an adapter that PEFT's RandLora trained.
 
-    The layers, the options and the bases are those of the folder. Biases of adapted
-    layers (`bias="randlora_only"`) and linear layers that were trained whole
-    (`modules_to_save`, a classifier's head) are loaded too, and stay trainable.
+    Layers, options and bases come from the folder. Biases of adapted layers
+    (`bias="randlora_only"`) and fully trained linear layers (`modules_to_save`, a
+    classifier's head) are loaded too, and stay trainable.
 
     Args:
-        model: A plain keras-hub backbone or task that holds the same base weights.
+        model: A plain keras-hub backbone or task with the same base weights.
         directory: A folder with `adapter_config.json` and
             `adapter_model.safetensors`.
         name_map: Paths of modules in transformers by layer path, for layers that
@@ -121,31 +121,29 @@ def save(
     task_type: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the adapter of a model as a folder that PEFT loads.
+    """Save the adapter of a model as a folder that PEFT loads.
 
-    `peft.PeftModel.from_pretrained(transformers_model, directory)` then computes what
-    the Keras model does. PEFT may warn of missing keys: those are the further mentions
-    of the bases, which stand in the folder once. The folder is written beside its
-    place and renamed.
+    `peft.PeftModel.from_pretrained(transformers_model, directory)` then computes the
+    same as the Keras model. PEFT may warn of missing keys: it expects the bases once
+    per layer, and the folder holds them once. The folder is replaced atomically.
 
     Args:
         model: A model adapted by `enable_randlora` or `load`.
         directory: The folder to create.
         name_map: Paths of modules in transformers by layer path, for layers that
             `keras_randlora.peft.names` has no table for.
-        prefix: What stands before the backbone's modules in the transformers model,
-            such as `"model."`. Default: as in the model with a head for a keras-hub
-            task (`AutoModelForCausalLM`), as in the bare one for a backbone
-            (`AutoModel`).
+        prefix: Prefix of the backbone's modules in the transformers model, such as
+            `"model."`. Default: that of the model with a head (`AutoModelForCausalLM`)
+            for a keras-hub task, and of the bare model (`AutoModel`) for a backbone.
         base_model: Name or folder of the transformers model. PEFT's
-            `AutoPeftModelForCausalLM` and its like need it, and `task_type`.
+            `AutoPeftModelForCausalLM` and similar classes need it, and `task_type`.
         task_type: Its task in PEFT, such as `"CAUSAL_LM"`.
-        overwrite: Whether an adapter folder in this place is replaced.
+        overwrite: Whether to replace an existing adapter folder.
 
     Raises:
         ValueError: The model is not adapted, PEFT has no place for something that
             was adapted or trained, named in the message, or a value is not finite.
-        FileExistsError: The place is taken.
+        FileExistsError: There is something at `directory`.
         OSError: The folder cannot be written.
 
     Example:
@@ -190,8 +188,8 @@ def _folder_of(
     check_adapter(values, {path: array.shape for path, array in values.items()})
     config = {
         **_peft_options(state.config),
-        # An expression, as PEFT takes the ends of paths in a list for the whole: the
-        # modules of another model would match, and stay without λ and γ in silence.
+        # An expression: PEFT matches the ends of paths in a list. Modules of another
+        # model would match too, and silently stay without λ and γ.
         "target_modules": "|".join(map(re.escape, adapted)),
         # PEFT compares the ends of paths: "classifier" would be "pre_classifier" too.
         "modules_to_save": [f".{module}" for module in whole] or None,
@@ -213,7 +211,7 @@ def _folder_of(
     )
 
 
-# From a folder to the state of a model, named as `get_adapter` names it.
+# From a folder to the state of a model, with the names of `get_adapter`.
 
 
 def _factor_state(folder: PeftFolder, adapted: Mapping[str, Site]) -> State:
@@ -249,7 +247,7 @@ def _bias_state(folder: PeftFolder, adapted: Mapping[str, Site]) -> State:
 def _whole_state(
     folder: PeftFolder, names: ModuleNames, adapted: Mapping[str, Site]
 ) -> State:
-    """Return the layers that were trained whole."""
+    """Return the fully trained layers."""
     state = {}
     for name, array in folder.weights.items():
         module, _, tensor = name.rpartition(".")
@@ -257,7 +255,7 @@ def _whole_state(
             site = names.site(module)
         except ValueError as error:
             raise ValueError(
-                f"The adapter holds '{name}' as it is (`modules_to_save`, or "
+                f"The adapter holds the whole weight '{name}' (`modules_to_save`, or "
                 f"embeddings of a changed vocabulary). {error}"
             ) from error
         if module in adapted or tensor not in ("weight", "bias"):
@@ -275,7 +273,7 @@ def _whole_state(
 def _require_complete(
     state: State, selection: Selection, config: RandLoRAConfig
 ) -> None:
-    """Check that the folder holds all that is trained with these options, no more."""
+    """Check that the folder holds exactly the variables trained with these options."""
     trained: set[str] = set()
     for site in selection.adapted:
         trained |= {f"{site.address}/{name}" for name in _FACTORS}
@@ -285,10 +283,10 @@ def _require_complete(
     for site in selection.also_trained:
         trained |= {f"{site.address}/{name}" for name in named_weights(site.layer)}
     for name in sorted(trained - set(state)):
-        raise ValueError(f"The adapter lacks what becomes '{name}' of the model.")
+        raise ValueError(f"The adapter has no tensor for '{name}' of the model.")
     for name in sorted(set(state) - trained):
         raise ValueError(
-            f"The adapter holds what becomes '{name}' of the model, but says bias="
+            f"The adapter holds a tensor for '{name}' of the model, but says bias="
             f"'{_PEFT_BIAS[config.train_bias]}'."
         )
 
@@ -341,7 +339,7 @@ def _drawn_bases(folder: PeftFolder, adapted: Mapping[str, Site]) -> Bases:
 
 
 def _require_representable(state: AdaptedState) -> None:
-    """Refuse what PEFT's RandLora has no way to say."""
+    """Refuse what PEFT's RandLora cannot represent."""
     if state.config.train_bias == "all":
         raise ValueError(
             "train_bias='all' trains biases of layers that are not adapted, for which "
@@ -365,7 +363,7 @@ def _require_representable(state: AdaptedState) -> None:
 
 
 def _whole_weights(values: State, whole: Mapping[str, Site]) -> State:
-    """Return the layers that were trained whole, under the names of transformers."""
+    """Return the fully trained layers, under the names of transformers."""
     weights = {}
     for module, site in whole.items():
         kernel = values[f"{site.address}/kernel"]
@@ -377,7 +375,7 @@ def _whole_weights(values: State, whole: Mapping[str, Site]) -> State:
 
 
 def _peft_bases(adapted: Iterable[Site]) -> Bases:
-    """Return the bases, of unit variance, in the size that PEFT's loader demands."""
+    """Return the bases, with unit variance, in the size that PEFT's loader needs."""
     layers = [site.layer for site in adapted]
     bank = layers[0].bank
     smaller, larger = _peft_sides([layer.randlora.shape for layer in layers])
@@ -406,7 +404,7 @@ def _peft_options(config: RandLoRAConfig) -> dict[str, Any]:
 
 
 def _fitted(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Return the matrix cut, or filled with zeros that no layer uses, to this size."""
+    """Return the matrix cut to this size, or padded with zeros that no layer uses."""
     fitted = np.zeros((rows, columns), "float32")
     part = matrix[:rows, :columns]
     fitted[: part.shape[0], : part.shape[1]] = part

@@ -3,7 +3,7 @@
 | file | content |
 |---|---|
 | `adapter_config.json` | the options: `r`, `randlora_alpha`, `target_modules`, … |
-| `adapter_model.safetensors` | λ, γ of each module, what was trained whole, the bases |
+| `adapter_model.safetensors` | λ, γ of each module, fully trained modules, the bases |
 
 λ is `base_model.model.<module>.randlora_lambda` `(r, n)`, γ `….randlora_gamma`
 `(n, s)`. A is `randlora_A` `(r, 1, s_max)`, B is `randlora_B` `(l_max, n_max, r)`;
@@ -47,9 +47,9 @@ class PeftFolder(NamedTuple):
         config: The content of `adapter_config.json`.
         factors: λ of shape `(r, n)` and γ of shape `(n, s)` by module.
         biases: Trained biases of these modules, by module.
-        weights: Tensors of modules trained whole, by `<module>.<tensor>`.
-        bases: A of shape `(r, s_max)` and B of shape `(l_max, n_max * r)`; `None`
-            where the folder was saved without.
+        weights: Tensors of fully trained modules, by `<module>.<tensor>`.
+        bases: A of shape `(r, s_max)` and B of shape `(l_max, n_max * r)`; `None` if
+            the folder was saved without.
     """
 
     config: dict[str, Any]
@@ -100,9 +100,9 @@ def read_folder(path: Path) -> PeftFolder:
 
 
 def write_folder(path: Path, folder: PeftFolder) -> None:
-    """Write an adapter folder beside its place and rename it.
+    """Save an adapter folder, atomically.
 
-    A folder in this place is replaced.
+    A folder at `path` is replaced.
 
     Raises:
         OSError: It cannot be written.
@@ -119,11 +119,11 @@ def write_folder(path: Path, folder: PeftFolder) -> None:
 
 
 def require_free(path: Path, overwrite: bool) -> None:
-    """Check that an adapter folder may be written to this place.
+    """Check that an adapter folder may be written to `path`.
 
     Raises:
-        FileExistsError: There is something, and it is not to be replaced or more
-            than an adapter folder.
+        FileExistsError: There is something else than an adapter folder, or `overwrite`
+            is false.
     """
     if not path.exists():
         return
@@ -240,7 +240,7 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _bases_once(names: Iterable[str]) -> list[str]:
-    """Leave the repetitions of the bases out."""
+    """Return the names without repeated bases."""
     kept = {}
     for name in names:
         last = name.rpartition(".")[2]
@@ -249,7 +249,7 @@ def _bases_once(names: Iterable[str]) -> list[str]:
 
 
 def _take_bases(path: Path, tensors: dict[str, np.ndarray]) -> Bases | None:
-    """Take the bases out of the tensors."""
+    """Remove the bases from the tensors and return them."""
     found = {
         name: tensors.pop(key)
         for key in list(tensors)

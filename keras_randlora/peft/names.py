@@ -1,10 +1,10 @@
-"""What Hugging Face transformers calls the linear layers of keras-hub's models.
+"""Names of keras-hub's linear layers in Hugging Face transformers.
 
-A table pairs the place of a layer in a keras-hub backbone with its module's path in
-transformers; `{i}` stands for the index of the block. Read as a matrix
-`(inputs, outputs)`, the kernel of each pair is the transposed weight in transformers,
-its heads in the same order (`keras_hub/src/utils/transformers/convert_*.py`), so λ, γ
-and the bases pass from one to the other as they are.
+A table maps the place of a layer in a keras-hub backbone to its module's path in
+transformers; `{i}` is the index of the block. Read as a matrix `(inputs, outputs)`, the
+kernel of each pair is the transposed weight in transformers, with the heads in the same
+order (`keras_hub/src/utils/transformers/convert_*.py`), so λ, γ and the bases transfer
+unchanged.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Family:
 
     Attributes:
         modules: Places in the backbone and their module paths.
-        prefixes: What stands before these paths: first in the transformers model
-            with a head, `""` in the bare one, then in models that embed it.
+        prefixes: Prefixes of these paths: first in the transformers model with a head,
+            `""` in the bare one, then in models that embed it.
         heads: Places in the task around the backbone and their full module paths.
         earlier: Module paths in former versions of transformers; only read.
-        fused: Modules that hold in one matrix what keras-hub keeps in several
-            layers, and the places of those. One update cannot serve both.
+        fused: Modules with one matrix for several layers of keras-hub, and the places
+            of these. One update cannot serve both.
         first_block: Number of the first block in keras-hub's names.
         conv1d: Whether the modules are transformers' `Conv1D`.
     """
@@ -255,14 +255,13 @@ class ModuleNames:
 
     Args:
         model: A keras-hub backbone or task, or any model with a full `name_map`.
-        name_map: Module paths by layer path; they come before the tables.
-        prefix: What stands before the backbone's module paths when a layer's module
-            is asked for. Default: that of the transformers model with a head for a
-            task, none for a backbone.
+        name_map: Module paths by layer path; they override the tables.
+        prefix: Prefix of the backbone's module paths in the result. Default: that of
+            the transformers model with a head for a task, none for a backbone.
 
     Raises:
-        ValueError: `name_map` names a layer that the model does not have or that
-            is not linear, or gives one module to two layers.
+        ValueError: `name_map` names a layer that the model does not have or that is not
+            linear, or maps two layers to one module.
     """
 
     def __init__(
@@ -291,7 +290,7 @@ class ModuleNames:
         """Return the layers of these modules, by module, in the model's order.
 
         Raises:
-            ValueError: A module has no layer, or two have the same.
+            ValueError: A module has no layer, or two modules have the same layer.
         """
         found = {module: self.site(module) for module in modules}
         order = {site.path: index for index, site in enumerate(self._sites)}
@@ -303,7 +302,7 @@ class ModuleNames:
         """Return these layers by their modules.
 
         Raises:
-            ValueError: A layer has no module, is not linear, or two have the same.
+            ValueError: A layer has no module or is not linear, or two share a module.
         """
         modules = {site.path: self.module(site) for site in chosen}
         _require_distinct(modules)
@@ -330,21 +329,21 @@ class ModuleNames:
         """
         if not _is_module(site.layer):
             raise ValueError(
-                f"'{site.path}' ({type(site.layer).__name__}) is no linear module and "
-                "has no place in a folder of PEFT's RandLora. Leave it out of "
+                f"'{site.path}' ({type(site.layer).__name__}) is not a linear module: "
+                "a folder of PEFT's RandLora has no place for it. Leave it out of "
                 "`targets` and `also_train`, or use `save_adapter`."
             )
         names = list(self._names(site))
         if not names:
             raise ValueError(
-                f"Layer '{site.path}' of {self.kind} has no module in transformers "
-                "that is known. "
+                f"Layer '{site.path}' of {self.kind} has no known module in "
+                "transformers. "
                 + (self._fusion_of_layer(site) or self._remedy("<module path>", site))
             )
         return names[0]
 
     def _names(self, site: Site) -> Iterator[str]:
-        """Yield the module paths of a layer, that to write first."""
+        """Yield the module paths of a layer, first the one to write."""
         if site.path in self._explicit:
             yield self._explicit[site.path]
             return
@@ -383,7 +382,7 @@ class ModuleNames:
 
 
 def _is_module(layer: keras.layers.Layer) -> bool:
-    """Return whether a layer is what transformers has a linear module for."""
+    """Return whether transformers has a linear module for a layer."""
     kinds = keras.layers.Dense, keras.layers.EinsumDense
     return isinstance(layer, kinds) and is_linear(layer)
 
@@ -416,7 +415,7 @@ def _checked_map(name_map: Mapping[str, str], linear: list[Site]) -> dict[str, s
 def _prefix_order(
     family: Family | None, prefix: str | None, *, task: bool
 ) -> tuple[str, ...]:
-    """Return the prefixes, that to write first."""
+    """Return the prefixes, first the one to write."""
     known = family.prefixes if family else ()
     if prefix is None and known:
         prefix = known[0] if task else ""
@@ -424,7 +423,7 @@ def _prefix_order(
 
 
 def _place(site: Site) -> str:
-    """Return the names of the layers that hold this one, models left out, and its."""
+    """Return the names of the layers that hold this one, without models, and its."""
     holders = (h.name for h in site.ancestors if not isinstance(h, keras.Model))
     return "/".join([*holders, site.name])
 
@@ -437,7 +436,7 @@ def _translations(place: str, table: Table, first_block: int) -> Iterator[str]:
 
 
 def _match(template: str, name: str) -> str | None:
-    """Return what `{i}` stands for in `name`, `""` without `{i}`, `None` if unlike."""
+    """Return the value of `{i}` in `name`, `""` without `{i}`, `None` if no match."""
     before, _, after = template.partition("{i}")
     number = r"(\d+)" if "{i}" in template else "()"
     match = re.fullmatch(re.escape(before) + number + re.escape(after), name)

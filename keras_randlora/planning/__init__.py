@@ -1,4 +1,4 @@
-"""What fine-tuning will cost, told before any memory is taken.
+"""Prediction of the memory and parameters of fine-tuning.
 
 In: a model or a preset and the options. Out: a `Plan` in bytes, or a rank.
 """

@@ -1,4 +1,4 @@
-"""Models whose weights have shapes and dtypes, but no values and no memory."""
+"""Abstract models: weights with shapes and dtypes, without values."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _EXAMPLE = '{"class": "Llama3Backbone", "num_layers": 32, ...}'
 
 
 def abstract_backbone(source: Any, dtype: Any = None) -> keras.Model:
-    """Return a keras-hub backbone that holds no values.
+    """Return a keras-hub backbone without values.
 
     Its layers, paths, shapes and dtypes are those of the real one. It cannot compute.
 
     Args:
-        source: A folder with a `config.json` of keras-hub or Hugging Face, a preset
-            name or handle of which only that file is fetched, or a mapping: the
+        source: A folder with a `config.json` of keras-hub or Hugging Face; a preset
+            name or handle, of which only that file is downloaded; or a mapping: the
             content of such a file, or `"class"` with a backbone of
             `keras_hub.models` and the arguments of its constructor.
         dtype: dtype or dtype policy of the backbone; default the configuration's.
@@ -76,7 +76,7 @@ def _of_preset(preset: str, options: dict[str, Any]) -> keras.Model:
         return keras_hub.models.Backbone.from_preset(
             preset, load_weights=False, **options
         )
-    # A model hub that is out of reach raises whatever its client does.
+    # An unreachable model hub raises whatever its client raises.
     except Exception as error:
         raise ValueError(
             f"The configuration of preset '{preset}' could not be read: {error} Pass a "

@@ -1,8 +1,8 @@
-"""What a training step keeps for its backward pass, counted from a model's layers.
+"""Memory of the activations of a training step, counted from a model's layers.
 
-A block of a transformer keeps, in numbers for each token:
+A transformer block keeps for the backward pass, in entries per token:
 
-| part | numbers | when |
+| part | entries | when |
 |---|---|---|
 | norm | its input, in float32 | always; Llama's code its square too, on torch |
 | linear layers | their input, once for those that share it | one of them is adapted |
@@ -11,11 +11,11 @@ A block of a transformer keeps, in numbers for each token:
 | feed-forward | input and result of the activation; all factors of a gate | always |
 | experts | input and result of each bank, for every expert: all are computed | always |
 
-At the peak, when the backward pass begins, all of this lives beside the outputs, their
-log-softmax and the gradients of both. Adapted layers keep their input and nothing else,
-see `keras_randlora.layers.product`; a kernel that is read is kept with its update. A
-rematerialized block keeps its input only, and one block at a time the rest. What comes
-before the first adapted block keeps nothing.
+At the peak, when the backward pass begins, all of this is in memory beside the outputs,
+their log-softmax and the gradients of both. Adapted layers keep only their input, see
+`keras_randlora.layers.product`; a kernel that is read is kept with its update. With
+activation checkpointing a block keeps only its input, and one block at a time the rest.
+Layers before the first adapted block keep nothing.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _KERNELS_AT_A_TIME = 3
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What the user chooses of a step.
+    """The user's options for a step.
 
     Attributes:
         batch: Sequences.
         sequence: Tokens in a sequence.
-        remat: Whether blocks are rematerialized.
-        flash_attention: Whether attention keeps no scores, `None` for what the
-            blocks do.
+        remat: Whether blocks use activation checkpointing.
+        flash_attention: Whether attention is fused and keeps no scores; `None` for
+            what the blocks do.
     """
 
     batch: int
@@ -81,7 +81,7 @@ def step_bytes(
         model: A plain model; its weights need no values.
         selection: The layers to adapt and train.
         shapes: Sizes of the updates of the adapted layers.
-        step: What the user chooses.
+        step: The user's options.
         quantization: `"int8"`, `"int4"` or `None`: weights are dequantized for each
             product, the kernels of adapted layers and the int4 table of the logits.
     """
@@ -110,7 +110,7 @@ def step_bytes(
     backward = step.tokens * 3 * widest * item
     if not step.remat:
         return Needs(sum(kept) + rest, logits, temporaries + max(0, backward - logits))
-    # Blocks are formed again when the logits are gone.
+    # Blocks are computed again after the logits are freed.
     again = max(kept, default=0) + backward
     if keras.backend.backend() == "torch":
         # It frees nothing of a block before the block is done.
@@ -120,11 +120,11 @@ def step_bytes(
 
 @dataclass(frozen=True)
 class _Block:
-    """One block: widths in numbers a token, and what is adapted.
+    """One block: widths in entries per token.
 
     Attributes:
         hidden: Width of the block's input.
-        norms: Widths of what is normalized, together.
+        norms: Total width of the inputs of its norms.
         shared: Width of the inputs that adapted layers share with a norm's output.
         queries: Width of the queries, of all heads.
         keys: Width of keys and values together.
@@ -132,8 +132,8 @@ class _Block:
         inner: Widths of the first feed-forward layers.
         result: Width of the inputs that only an adapted layer keeps.
         fused: Whether attention is one operation of Keras.
-        llama: Whether keras-hub's code is that of Llama, which repeats keys and
-            values for each head, and squares and activates in a way of its own.
+        llama: Whether keras-hub's code is that of Llama, which repeats keys and values
+            for each head, and has its own norm and activation.
     """
 
     hidden: int
@@ -159,7 +159,7 @@ def _kept(block: _Block, step: TrainingStep, item: int) -> int:
         flash = torch and block.fused
     scores = block.heads * (_FLOAT32 + item if torch else 2 * _FLOAT32)
     if block.fused and not torch:
-        # XLA keeps two or three of JAX's, by the sizes.
+        # XLA keeps two or three of JAX's, depending on the sizes.
         scores += block.heads * _FLOAT32 // 2
     # A fused kernel is given the mask in the dtype of the queries.
     attention += step.sequence * (item if flash else scores) if block.queries else 0
@@ -173,7 +173,7 @@ def _kept(block: _Block, step: TrainingStep, item: int) -> int:
 
 
 def _blocks(model: keras.Model, trained: set[int]) -> list[_Block]:
-    """Return the blocks from the first one on that holds something trained."""
+    """Return the blocks from the first one that holds trained variables."""
     groups: dict[tuple[int, int], list[Site]] = {}
     for site in sites(model):
         if (index := site.block_index) is not None:
@@ -227,13 +227,13 @@ def _block(group: list[Site], trained: set[int]) -> _Block:
 
 
 def _sides(site: Site) -> tuple[int, int]:
-    """Return inputs and outputs of a linear layer, for each token."""
+    """Return the inputs and outputs of a linear layer per token."""
     layout = layout_of(site.layer)
     return layout.inputs, layout.outputs
 
 
 def _heads(projections: list[Site], holder: Any) -> int:
-    """Return the heads of an attention layer, 1 where it does not tell."""
+    """Return the number of heads of an attention layer, 1 if unknown."""
     heads = keras_internals.heads_of(holder)
     if heads is not None:
         return heads
@@ -245,7 +245,7 @@ def _heads(projections: list[Site], holder: Any) -> int:
 def _norm_width(
     site: Site, linear: list[Site], sides: dict[str, tuple[int, int]]
 ) -> int:
-    """Return how many numbers of a token a norm takes, 0 for another layer."""
+    """Return the width of a norm's input, 0 for another layer."""
     if "Norm" not in type(site.layer).__name__:
         return 0
     own = keras_internals.own_variables(site.layer)
@@ -268,7 +268,7 @@ def _kept_outside(model: keras.Model, trained: set[int], item: int) -> int:
 
 
 def _kept_of_experts(model: keras.Model) -> int:
-    """Return the numbers that banks of experts keep for each token."""
+    """Return the entries that expert banks keep for each token."""
     banks = [
         layout_of(site.layer)
         for site in all_sites(model, {})
@@ -278,7 +278,7 @@ def _kept_of_experts(model: keras.Model) -> int:
 
 
 def _read_kernels(selection: Selection) -> int:
-    """Return the entries of adapted kernels that other code multiplies by."""
+    """Return the entries of adapted kernels that other code reads."""
     layouts = [layout_of(layer) for layer in selection.layers]
     read = [layout for layout in layouts if layout.equation is None]
     return sum(math.prod(layout.kernel_shape) for layout in read)
@@ -293,7 +293,7 @@ def _logits(model: keras.Model, step: TrainingStep, item: int) -> int:
 
 
 def _logit_table(model: keras.Model) -> int:
-    """Return the numbers of the matrix that logits are a product with."""
+    """Return the number of entries of the output embedding."""
     tables = [
         site.layer
         for site in sites(model)
@@ -303,7 +303,7 @@ def _logit_table(model: keras.Model) -> int:
 
 
 def _outputs(model: keras.Model, step: TrainingStep) -> int:
-    """Return the count of a step's outputs; those of a causal model for a backbone."""
+    """Return the number of outputs of a step; for a backbone those of a causal LM."""
     if backbone_of(model) is model and hasattr(model, "vocabulary_size"):
         if type(model) in _causal_backbones():
             return step.tokens * model.vocabulary_size
@@ -314,7 +314,7 @@ def _outputs(model: keras.Model, step: TrainingStep) -> int:
 
 
 def _first_shape(model: keras.Model) -> tuple[Any, ...]:
-    """Return the shape of a model's first output, `()` where it is not known."""
+    """Return the shape of a model's first output, `()` if unknown."""
     try:
         outputs = keras.tree.flatten(model.output)
     except (AttributeError, ValueError):

@@ -1,4 +1,4 @@
-"""Ranks that give a wanted number of trainable parameters."""
+"""Ranks for a given number of trainable parameters."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from keras_randlora.update import KernelLayout, UpdateShape
 def rank_for_budget(
     model: keras.Model, parameters: int, targets: Any = None, *, exclude: Any = None
 ) -> int:
-    """Return the rank whose number of trainable parameters is nearest.
+    """Return the rank with the nearest number of trainable parameters.
 
-    Full-rank updates: the count falls as the rank grows, but for small steps upwards
-    between neighbouring ranks, from about `s²` at rank 1 to `r + s` at rank `r >= s`,
-    for each kernel of smaller side `s`. No rank above the largest `s` is considered: it
-    would add parameters again, and no rank. Of two ranks that are equally near, the
-    larger one is returned.
+    Updates are full rank. For a kernel of smaller side `s` a larger rank trains fewer
+    parameters: about `s²` at rank 1, `r + s` at rank `r >= s` (between neighbouring
+    ranks the count can rise a little). Ranks above the largest `s` are not considered:
+    they add parameters, but no rank. Of two ranks that are equally near, the larger one
+    is returned.
 
     Args:
         model: A built, plain model.
-        parameters: Wanted number of λ and γ parameters in all.
+        parameters: Number of λ and γ parameters in total.
         targets: As in `enable_randlora`.
         exclude: Likewise.
 
@@ -53,8 +53,9 @@ def rank_like_lora(
 ) -> int:
     """Return the rank that trains about as many parameters as LoRA at `lora_rank`.
 
-    The paper compares the two at equal counts; LoRA has `lora_rank * (in + out)`
-    for each kernel seen as a matrix `(in, out)`, in a batch for each matrix.
+    The paper compares the two at equal numbers of parameters. LoRA has
+    `lora_rank * (in + out)` for each kernel read as a matrix `(in, out)`; in a batch,
+    for each matrix.
 
     Args:
         model: A built, plain model.

@@ -1,4 +1,4 @@
-"""Bytes of weights and bases, as they are or as they would be after a change."""
+"""Bytes of weights and bases, also after quantization."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Matrix(NamedTuple):
     """A weight that `model.quantize` stores in fewer bits.
 
     Attributes:
-        variable: The weight as it is.
+        variable: The weight.
         rows: Length of the axis along which a block shares its scale.
-        packed: Length of the axis along which two int4 numbers share a byte.
+        packed: Length of the axis along which two int4 entries share a byte.
         zero: Bytes of the zero point of an int4 block.
     """
 
@@ -39,13 +39,13 @@ def weight_bytes(model: keras.Model, quantization: str | None = None) -> int:
     """Return the bytes of a plain model's weights.
 
     `model.quantize` stores the kernels of `Dense` and `EinsumDense` layers and the
-    tables of `Embedding` and `ReversibleEmbedding` layers in fewer bits. It leaves
-    layers of other classes as they are, also those derived from these.
+    tables of `Embedding` and `ReversibleEmbedding` layers in fewer bits. Layers of
+    other classes do not change, not even subclasses of these.
 
     Args:
         model: A plain model; its weights need no values.
-        quantization: `None` as it is, `"int8"`, or `"int4"` in blocks of 128, as after
-            `model.quantize`.
+        quantization: `None` for no change, `"int8"`, or `"int4"` in blocks of 128, as
+            after `model.quantize`.
     """
     total = 0
     for layer in [model, *(site.layer for site in sites(model))]:
@@ -78,7 +78,7 @@ def basis_bytes(
     """Return the bytes of the bases that layers of these shapes share.
 
     Args:
-        shapes: Sizes of the updates, of one rank.
+        shapes: Sizes of the updates, all with the same rank.
         options: The options of the layers.
         dtype: dtype of dense bases.
     """

@@ -1,4 +1,4 @@
-"""How much memory fine-tuning will take, told before any of it is taken."""
+"""Estimate of the peak memory of a training step, without allocating it."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Plan:
 
     Attributes:
         parameters: Parameters of the model, without the adapter and the bases.
-        trainable: Trained parameters: λ and γ, and what is trained as it is.
+        trainable: Trainable parameters: λ, γ, and layers that are fully trained.
         weights: Bytes of the model's weights.
         bases: Bytes of the stored bases.
         adapter: Bytes of λ and γ, float32.
-        gradients: Bytes of the gradients of the trained parameters.
-        optimizer: Bytes of AdamW's two moments of them.
+        gradients: Bytes of the gradients of the trainable parameters.
+        optimizer: Bytes of AdamW's two moments.
         activations: Bytes that the layers keep for the backward pass.
-        logits: Bytes of the outputs, of their softmax and their gradient.
+        logits: Bytes of the outputs, their softmax and their gradient.
         temporaries: Bytes of the largest adapted kernel's update and gradient, of
-            dequantized weights, and of what a rematerialized block forms again.
+            dequantized weights, and of a block's recomputed activations.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def step(self) -> int:
-        """Bytes that a step takes beside the model, its adapter and its bases."""
+        """Bytes of a step beside the model, its adapter and its bases."""
         return self.total - self.weights - self.bases - self.adapter
 
     @property
@@ -73,11 +73,11 @@ class Plan:
         return sum(getattr(self, name) for name in _PARTS)
 
     def fits(self, gigabytes: float) -> bool:
-        """Return whether a step fits into so much memory.
+        """Return whether a step fits into memory.
 
         Args:
-            gigabytes: Free memory in GB (10⁹ bytes). What the framework itself takes,
-                some 0.5 GB on a GPU, must be free beside it.
+            gigabytes: Free memory in GB (10⁹ bytes), without the framework's own, some
+                0.5 GB on a GPU.
         """
         return self.total <= gigabytes * 1e9
 
@@ -87,7 +87,7 @@ class Plan:
         return "\n".join([*lines, self._trained()])
 
     def _repr_html_(self) -> str:
-        """Return the table as a notebook shows it."""
+        """Return the table as HTML, for notebooks."""
         return html_table(("part", "GB"), self._rows(), [self._trained()])
 
     def _rows(self) -> list[tuple[str, float]]:
@@ -115,29 +115,28 @@ def plan(
     flash_attention: bool | None = None,
     **options: Any,
 ) -> Plan:
-    """Predict the memory of fine-tuning, without allocating any of it.
+    """Predict the peak memory of fine-tuning, without allocating it.
 
     Weights, bases, adapter, gradients and optimizer are exact. Activations follow from
     the layers of each block and what the backend keeps of them, see
-    `keras_randlora.planning.activations`. Training is next-token prediction where
+    `keras_randlora.planning.activations`. Training is next-token prediction if
     keras-hub has a causal language model for the backbone.
 
     Args:
-        model: A plain built model; or a keras-hub preset of which only the
-            configuration is read: a folder (of keras-hub or Hugging Face), a name
-            or handle; or a configuration: the content of such a folder's
-            `config.json`, or `{"class": "Llama3Backbone", "num_layers": 32, …}` with
-            the arguments of the backbone's constructor.
+        model: A plain built model; a keras-hub preset, of which only the configuration
+            is read: a folder (of keras-hub or Hugging Face), a name or handle; or a
+            configuration: the content of such a folder's `config.json`, or
+            `{"class": "Llama3Backbone", "num_layers": 32, …}` with the arguments of the
+            backbone's constructor.
         rank: Rank of each basis.
         targets: As in `enable_randlora`.
-        batch: Sequences in a step; with `gradient_accumulation_steps` those of one
-            pass.
+        batch: Sequences per step; with `gradient_accumulation_steps` per pass.
         sequence: Tokens in a sequence; 1 for models without.
         dtype: dtype or dtype policy of a preset or configuration, for instance
             `"bfloat16"`. A model has its own.
         quantization: `"int8"` or `"int4"`, as by `model.quantize`; default none.
-        remat: Whether the blocks are rematerialized, as by `rematerialize`.
-        flash_attention: Whether attention is fused, and keeps no scores. `None` means
+        remat: Whether the blocks use activation checkpointing (`rematerialize`).
+        flash_attention: Whether attention is fused and keeps no scores. `None` means
             what the blocks do on this backend and device.
         **options: Further options of `enable_randlora`.
 

@@ -1,11 +1,11 @@
 """Small helpers without knowledge of RandLoRA.
 
-In: arrays, paths, sequences, what users pass. Out: the same, reshaped, replaced whole,
-shown or checked. `keras_internals`, which rooms import as a module, is the one place
-that touches what Keras keeps to itself.
+In: arrays, paths, sequences, user input. Out: the same, reshaped, replaced atomically,
+shown or checked. Rooms import two as modules: `keras_internals`, the only place that
+uses private names of Keras, and `loops`.
 """
 
-from keras_randlora.tools import keras_internals
+from keras_randlora.tools import keras_internals, loops
 from keras_randlora.tools.arrays import (
     cast,
     is_ragged,
@@ -62,6 +62,7 @@ __all__ = [
     "item_size",
     "keras_internals",
     "local_path",
+    "loops",
     "one_of",
     "positive_integer",
     "random_states",

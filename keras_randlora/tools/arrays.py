@@ -1,8 +1,8 @@
-"""Reshape, transpose, pad and convert tensors of the backend at the least expense.
+"""Low-overhead reshape, transpose, padding and conversion of backend tensors.
 
-torch runs eagerly, and `keras.ops` takes some 20 µs for each call before torch begins:
-with the twenty calls of a narrow layer more than its products take. JAX and TensorFlow
-trace a step once, so that `keras.ops` costs nothing there.
+torch runs eagerly, and a call of `keras.ops` costs some 20 µs before torch begins. The
+twenty calls of a narrow layer cost more than its matmuls. JAX and TensorFlow trace a
+step once, so `keras.ops` costs nothing there.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def reshape(tensor: Array, shape: Any) -> Array:
 
 
 def transpose(tensor: Array, axes: tuple[int, ...] = (1, 0)) -> Array:
-    """Return the tensor with its axes in another order, by default a matrix's."""
+    """Return the tensor with permuted axes, by default the transposed matrix."""
     return tensor.permute(axes) if _is_torch(tensor) else ops.transpose(tensor, axes)
 
 
 def with_rows(tensor: Array, rows: int) -> Array:
-    """Return a matrix with as many rows of zeros below."""
+    """Return a matrix with `rows` rows of zeros appended."""
     if _is_torch(tensor):
         import torch
 
@@ -35,14 +35,14 @@ def with_rows(tensor: Array, rows: int) -> Array:
 
 
 def cast(tensor: Array, dtype: Any) -> Array:
-    """Return the tensor in another dtype, itself where it has that."""
+    """Return the tensor in another dtype, or itself if it has that dtype."""
     if keras.backend.standardize_dtype(tensor.dtype) == dtype:
         return tensor
     return ops.cast(tensor, dtype)
 
 
 def is_sparse(tensor: Array) -> bool:
-    """Return whether a tensor holds the entries that are not zero only."""
+    """Return whether a tensor is sparse."""
     backend = keras.backend.backend()
     if backend == "torch":
         import torch
@@ -58,14 +58,14 @@ def is_sparse(tensor: Array) -> bool:
 
 
 def is_ragged(tensor: Array) -> bool:
-    """Return whether the rows of a tensor have lengths of their own."""
+    """Return whether a tensor is ragged."""
     if keras.backend.backend() == "torch":
         return getattr(tensor, "is_nested", False)
     return type(tensor).__name__ == "RaggedTensor"
 
 
 def to_dense(tensor: Array) -> Array:
-    """Return a sparse tensor with its zeros."""
+    """Return a sparse tensor as a dense one."""
     if keras.backend.backend() == "torch":
         return tensor.to_dense()
     return ops.convert_to_tensor(tensor, sparse=False)

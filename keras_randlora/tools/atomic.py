@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the file's place, sync, and rename over it; make missing folders.
+    """Write a temporary file, sync, and rename it to `path`; make missing folders.
 
     A crash at any moment leaves the former file whole.
 
@@ -33,12 +33,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[str]:
-    """Yield a place whose files move to `path` and beside it if all goes well.
+    """Yield a temporary path whose files move to `path` and beside it on success.
 
-    What stood there before is replaced, and stays if anything fails.
+    Former files are replaced; if anything fails they stay.
 
     Raises:
-        FileExistsError: A folder stands there that holds more than the new one.
+        FileExistsError: There is a folder that holds more than the new one.
     """
     with tempfile.TemporaryDirectory(
         dir=path.parent, prefix=f".{path.name}."

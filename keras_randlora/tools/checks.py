@@ -1,4 +1,4 @@
-"""Checks of the numbers and words that users pass."""
+"""Validation of arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def positive_integer(name: str, value: Any) -> int:
 
 
 def uint32(name: str, value: Any) -> int:
-    """Return `value` as an `int` of 32 bits.
+    """Return `value` as an unsigned 32-bit `int`.
 
     Raises:
         TypeError: It is not an integer.
@@ -71,8 +71,8 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a local file or folder.
 
     Raises:
-        ValueError: It is the URL of a bucket or a hub, which `Path` would make a local
-            folder of.
+        ValueError: It is the URL of a bucket or a hub, which `Path` would turn into a
+            local folder.
     """
     text = os.fspath(path)
     if match := re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+)://", text):
@@ -85,7 +85,7 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 
 
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    """Check that `value` is one of the allowed ones.
+    """Check that `value` is allowed.
 
     Raises:
         ValueError: It is not.

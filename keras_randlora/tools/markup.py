@@ -13,7 +13,7 @@ def html_table(
 
     Args:
         header: Titles of the columns.
-        rows: Cells; numbers stand to the right, fractions with three digits.
+        rows: Cells; numbers are aligned right, fractions have three digits.
         notes: Lines below the table.
     """
     titles = "".join(f"<th>{html.escape(title)}</th>" for title in header)

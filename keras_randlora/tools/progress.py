@@ -13,14 +13,14 @@ PATIENCE = 1.0  # seconds
 
 
 def shown(items: Sequence[Item], doing: str, unit: str) -> Iterator[Item]:
-    """Yield the items; once a second is over, show how far the work is.
+    """Yield the items; show a progress bar after one second.
 
-    Nothing is shown where `keras.config.disable_interactive_logging()` was called.
+    Nothing is shown after `keras.config.disable_interactive_logging()`.
 
     Args:
-        items: What is worked on, one after the other.
-        doing: What is done, for the line above the bar, `"Merging"`.
-        unit: What an item is, `"layer"`.
+        items: The items to process, one after the other.
+        doing: The line above the bar, such as `"Merging"`.
+        unit: The name of an item, such as `"layer"`.
     """
     bar = keras.utils.Progbar(len(items), unit_name=unit)
     started = time.monotonic()

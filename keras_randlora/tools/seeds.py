@@ -1,7 +1,7 @@
-"""The states of random generators that training changes.
+"""States of the random generators that training changes.
 
-Keras keeps a state for each generator of a model. On torch `Dropout` draws from torch's
-own generators instead, whatever its seed (`keras/src/backend/torch/random.py`).
+Keras keeps a state for each generator of a model. On torch `Dropout` uses torch's own
+generators instead, whatever its seed (`keras/src/backend/torch/random.py`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _TORCH, _CUDA = "torch", "cuda"
 
 
 def random_states(model: keras.layers.Layer) -> dict[str, np.ndarray]:
-    """Return the states of the generators that a model's calls use, by name.
+    """Return the states of a model's random generators, by name.
 
-    A model without generators has none: `0`, `1`, … are those of Keras in the model's
-    order, `torch` and `cuda` those of torch.
+    `0`, `1`, … are those of Keras in the model's order, `torch` and `cuda` those of
+    torch. A model without generators has none.
     """
     own = keras_internals.seed_states(model)
     states = {str(i): np.array(to_numpy(state)) for i, state in enumerate(own)}

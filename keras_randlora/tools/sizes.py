@@ -1,4 +1,4 @@
-"""Bytes of variables and dtypes, and how they are written."""
+"""Bytes of variables and dtypes, and their formatting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def item_size(dtype: str) -> int:
-    """Return the bytes of one number."""
+    """Return the bytes of one entry."""
     name = keras.backend.standardize_dtype(dtype)
     return np.dtype(getattr(ml_dtypes, name, name)).itemsize
 
@@ -21,7 +21,7 @@ def bytes_of(variable: keras.Variable) -> int:
 
 
 def in_words(count: float) -> str:
-    """Return a number of bytes with three digits and its decimal unit."""
+    """Format a number of bytes with three digits and a decimal unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             break

@@ -1,4 +1,4 @@
-"""Whether a compiler traces what runs now, and what it keeps apart."""
+"""Tracing by a compiler: detection, and separate traces for a block."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from keras_randlora.tools import keras_internals
 
 
 def is_traced() -> bool:
-    """Return whether a compiler or an autodiff of functions traces what runs now."""
+    """Return whether a compiler or a function transform is tracing."""
     if keras_internals.in_stateless_scope():
         return True
     return _TRACED[keras.backend.backend()]()
 
 
 def in_graph() -> bool:
-    """Return whether TensorFlow builds a graph now; on other backends `False`."""
+    """Return whether TensorFlow is building a graph; `False` on other backends."""
     return keras.backend.backend() == "tensorflow" and _tensorflow()
 
 
 def traced_apart(label: str) -> contextlib.AbstractContextManager[Any]:
-    """Let JAX compile functions anew that run in the block, and keep both versions.
+    """Let JAX compile the functions of the block separately, and keep both versions.
 
-    A flag of Python is no argument of a compiled function: without this, JAX would run
-    in the block what it compiled outside, and the other way round. torch looks at flags
+    A Python flag is not an argument of a compiled function. Without this, JAX would run
+    in the block what it compiled outside, and the other way round. torch checks flags
     itself; on TensorFlow this does nothing.
 
     Args:
-        label: Tells the block from other ones.
+        label: Identifies the block.
     """
     if keras.backend.backend() != "jax":
         return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""The formula of the update, its gradient, kernels as matrices, the owner of the bases.
+"""Formula, gradients, kernel layouts, and the bank of bases.
 
 In: λ, γ, and the shape or equation of a kernel. Out: the update of that kernel, and
 the gradients of λ and γ.
@@ -13,9 +13,7 @@ from keras_randlora.update.bank import (
 from keras_randlora.update.formula import (
     UpdateShape,
     adapter_gradients,
-    kernel_update,
     pair_size,
-    projected_gradient,
     scaled_basis_a,
 )
 from keras_randlora.update.gradient import (
@@ -28,20 +26,30 @@ from keras_randlora.update.layouts import (
     einsum_layout,
     read_layout,
 )
+from keras_randlora.update.strips import (
+    Update,
+    adapted_kernel,
+    adapted_matrix,
+    gradients_of_matrix,
+    gradients_of_product,
+)
 
 __all__ = [
     "BasisBank",
     "GivenBasisBank",
     "KernelLayout",
+    "Update",
     "UpdateShape",
+    "adapted_kernel",
+    "adapted_matrix",
     "adapter_gradients",
     "bank_for",
     "computed_after",
     "dense_layout",
     "einsum_layout",
-    "kernel_update",
+    "gradients_of_matrix",
+    "gradients_of_product",
     "pair_size",
-    "projected_gradient",
     "read_layout",
     "rebuilt_bank",
     "scaled_basis_a",

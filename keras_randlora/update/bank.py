@@ -1,4 +1,4 @@
-"""The owner of the frozen bases that all adapted layers of a model share."""
+"""Shared frozen bases of a model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from keras_randlora.update.formula import UpdateShape, pair_size
 from keras_randlora.update.reader import Analysed, BasisReader
 
 Array = Any
-_SAMPLE = 32  # rows and columns of a basis that tell it from another one
+_SAMPLE = 32  # rows and columns of the sample that identifies a basis
 
 
 @keras.saving.register_keras_serializable(package="keras_randlora")
@@ -175,7 +175,7 @@ class BasisBank(keras.layers.Layer):
 
     @property
     def reader(self) -> BasisReader:
-        """What reads the bases of a layer, and holds none of them."""
+        """Reader of a layer's bases, which holds none of them."""
         return BasisReader(self.rank, self.spec, self._held_dtype, self._analysed)
 
     @property
@@ -215,7 +215,7 @@ class BasisBank(keras.layers.Layer):
                 self._require_own(name, sample, getattr(self, name).value)
 
     def restore(self) -> None:
-        """Put the drawn bases back, whatever was written into the variables."""
+        """Restore the drawn bases, whatever was written into the variables."""
         for name, values in self.draw_stored().items():
             assign(getattr(self, name), values)
 
@@ -281,7 +281,7 @@ class BasisBank(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_randlora")
 class GivenBasisBank(BasisBank):
-    """A pair of bases that came with a file and follows from no seed.
+    """A pair of bases that came with a file and does not follow from a seed.
 
     It is written to weights files with the model, and read from them: a bank that
     is rebuilt from its configuration holds infinity until then.
@@ -313,7 +313,7 @@ class GivenBasisBank(BasisBank):
         return np.array(a), np.array(b)
 
     def draw_stored(self) -> dict[str, np.ndarray]:
-        """Return infinity, which the pair is until it comes.
+        """Return infinity, the values until the pair is loaded.
 
         JAX takes NaN for another value in each process.
         """

@@ -39,14 +39,14 @@ Array = Any
 
 @dataclass(frozen=True)
 class UpdateShape:
-    """Sizes of the update of one kernel, seen as a matrix `(inputs, outputs)`.
+    """Sizes of the update of one kernel, read as a matrix `(inputs, outputs)`.
 
     Attributes:
         inputs: Rows of the kernel matrix.
         outputs: Columns of the kernel matrix.
         rank: Rank `r` of each basis.
         num_bases: Number of bases `n`.
-        batch: How many matrices the kernel holds, `None` for a single one.
+        batch: Number of matrices in the kernel, `None` for a single one.
         shared: Which of λ and γ the matrices of a batch share.
     """
 
@@ -238,7 +238,7 @@ def _batch_inside(lambda_: Array, gamma: Array) -> tuple[Array, Array]:
 
 
 def _summed_if_shared(gradient: Array, batch: int) -> Array:
-    """Return the gradient of what has `batch` matrices: one, where all share it."""
+    """Return the gradient, summed over the batch where all matrices share it."""
     if batch == gradient.shape[0]:
         return gradient
     return ops.sum(gradient, axis=0, keepdims=True)

@@ -1,6 +1,6 @@
 """Functions with a hand-written gradient, and the order of their computations.
 
-`keras.ops.custom_gradient` would do, but on torch it turns an exception inside
+`keras.ops.custom_gradient` is not used: on torch it turns an exception inside
 the function into NaN gradients, and its gradient signature differs by backend.
 """
 
@@ -41,7 +41,7 @@ def with_gradient(forward: Forward, backward: Backward, *, trained: int) -> Forw
 
 
 def computed_after(signal: Array, tensor: Array) -> Array:
-    """Return `tensor`, unchanged, as a value that exists only once `signal` does.
+    """Return `tensor`, unchanged, as a value that depends on `signal`: a barrier.
 
     A compiler otherwise forms the same adapted kernel once for the forward and the
     backward pass, and all of them at the start of the step, and keeps them all alive.

@@ -1,4 +1,4 @@
-"""The kernel of any layer, seen as a matrix (or a batch of them) and back.
+"""Kernel layouts: a kernel as a matrix or a batch of matrices, and back.
 
 An equation is analysed once into a `KernelLayout`; afterwards only transposes,
 reshapes and einsums are run.
@@ -31,7 +31,7 @@ class KernelLayout:
         kernel_shape: Shape of the kernel as the layer holds it.
         input_axes: Kernel axes that are contracted with the input.
         output_axes: Kernel axes that appear in the output.
-        batch_axes: Kernel axes that number matrices of their own: experts, heads.
+        batch_axes: Batch axes of the kernel: experts, heads.
     """
 
     equation: str | None
@@ -123,7 +123,7 @@ class KernelLayout:
 
     def _axes(self, input_ndim: int) -> _Axes:
         if self.equation is None:
-            raise ValueError("A kernel that is only read has no product with inputs.")
+            raise ValueError("This kernel is only read; its layer multiplies by it.")
         key = self.equation, input_ndim
         axes = _RESOLVED.get(key)
         if axes is None:
@@ -204,7 +204,7 @@ def read_layout(roles: str, kernel_shape: tuple[int, ...]) -> KernelLayout:
             f"Axes are described by {list(AXIS_ROLES)}, not by '{unknown[0]}'. {shown}"
         )
     if len(words) != len(kernel_shape):
-        raise ValueError(f"Axes are described by one word for each. {shown}")
+        raise ValueError(f"Give one word for each axis. {shown}")
     if not {"in", "out"} <= set(words):
         raise ValueError(
             "A weight that is multiplied has an axis 'in' at least, which is summed "

@@ -1,7 +1,7 @@
-"""The reading of a layer's bases from what a bank stores, without the bank itself.
+"""Reader of a layer's bases, without the bank.
 
-A gradient's functions live as long as TensorFlow remembers a graph, which may be for
-ever. They hold a reader, that holds no basis on TensorFlow.
+A gradient's functions live as long as TensorFlow remembers a graph, possibly for ever.
+They hold a reader, that holds no basis on TensorFlow.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from backend import as_numpy
+from backend import BACKEND, as_numpy
 from keras import layers
-from models import EXAMPLES, compile_model, moved_adapter
+from models import EXAMPLES, CallCounter, compile_model, moved_adapter
 
 import keras_randlora as kr
 
@@ -126,3 +126,21 @@ def test_a_second_fit_with_averages():
     first = kr.get_adapter(model)
     MLP.fit(model)
     assert all(np.any(first[k] != array) for k, array in kr.get_adapter(model).items())
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow traces it twice else")
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "loss scale"])
+def test_the_first_step_is_traced_once(scaled):
+    counter = CallCounter()
+    model = keras.Sequential(
+        [keras.Input((6,)), counter, layers.Dense(4, name="dense")]
+    )
+    kr.enable_randlora(model, rank=2, targets="dense")
+    optimizer = keras.optimizers.Adam()
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    model.compile(optimizer=optimizer, loss="mse", jit_compile=False)
+    traced = counter.calls
+    model.fit(np.ones((8, 6)), np.ones((8, 4)), epochs=2, verbose=0)
+    assert counter.calls - traced == 1
+    assert model.optimizer.built

@@ -99,7 +99,7 @@ def test_the_table():
         "           228  auto",
         "6 adapted layers, 522 parameters of λ and γ; 522 trainable in all, 12.219% of "
         "4,272.",
-        "Adapts 40.7% of the weights that are multiplied.",
+        "Adapts 40.7% of the weights used in matmuls.",
         "Adapter file 2.09 kB, stored bases 1.63 kB.",
     ]
 
@@ -110,7 +110,7 @@ def test_one_layer_in_the_table():
         "            12  auto",
         "1 adapted layers, 12 parameters of λ and γ; 12 trainable in all, 42.857% of "
         "28.",
-        "Adapts 100.0% of the weights that are multiplied.",
+        "Adapts 100.0% of the weights used in matmuls.",
         "Adapter file 48 B, stored bases 128 B.",
     ]
 

@@ -211,7 +211,7 @@ def unbuilt_sequential():
 
 ADAPTS = (
     "RandLoRA adapts keras.layers.Dense and EinsumDense, convolutions without groups, "
-    "and weights that layers multiply by."
+    "and weights that layers use in matmuls."
 )
 LINEAR = (
     "Linear layers and weights are named ['query', 'key', 'value', "
@@ -237,8 +237,8 @@ REFUSALS = {
     "raw weights": (
         curiosities,
         dict(targets="experts"),
-        "Target 'experts' matches 'experts/experts', a weight of shape (2, 6, 4). Say "
-        "what its axes are, such as weight_axes={'experts': 'batch in out'}, if it is",
+        "Target 'experts' matches 'experts/experts', a weight of shape (2, 6, 4). If "
+        "it is used in a matmul, name its axes, such as weight_axes={'experts': 'batch",
     ),
     "constraint": (
         curiosities,
@@ -248,8 +248,8 @@ REFUSALS = {
     "rewritten kernel": (
         curiosities,
         dict(targets=["head", "scaled"]),
-        "Layer 'wrapper/scaled' stands in a SpectralNormalization, which rewrites the "
-        "kernel in every training step. RandLoRA keeps it frozen;",
+        "Layer 'wrapper/scaled' is wrapped in a SpectralNormalization, which rewrites "
+        "the kernel in every training step. RandLoRA keeps it frozen;",
     ),
     "no product": (
         curiosities,
@@ -322,13 +322,13 @@ REFUSALS = {
     "also_train an adapted layer": (
         attention,
         dict(targets=["query", "classifier"], also_train="classifier"),
-        "Layer 'classifier' stands in `targets` and in `also_train`. Its kernel cannot "
+        "Layer 'classifier' is in both `targets` and `also_train`. Its kernel cannot "
         "be both frozen under an update and trained; leave it out of one of them.",
     ),
     "also_train what holds an adapted layer": (
         attention,
         dict(targets="query", also_train="mixer"),
-        "Layer 'mixer/query' stands in `targets` and in `also_train`.",
+        "Layer 'mixer/query' is in both `targets` and `also_train`.",
     ),
     "no attention": (
         cnn,
@@ -340,13 +340,13 @@ REFUSALS = {
     "no blocks": (
         attention,
         dict(layers=[0]),
-        "`layers` names block 0, but the targets stand in blocks []. Received: "
+        "`layers` names block 0, but the targets are in blocks []. Received: "
         "layers=[0].",
     ),
     "a layer's own number is no block": (
         mlp,  # of "hidden_1" and "hidden_2"
         dict(targets="all-linear", layers=[1]),
-        "`layers` names block 1, but the targets stand in blocks []. Received: ",
+        "`layers` names block 1, but the targets are in blocks []. Received: ",
     ),
     "numbered layers are no blocks of an mlp": (
         mlp,
@@ -375,7 +375,7 @@ def test_refusals_leave_the_model_as_it_was(name):
 def test_a_missing_block_is_named(llama):
     before = structure_of(llama), values_of(llama)
     message = (
-        "`layers` names block 2, but the targets stand in blocks [0, 1]. Received: "
+        "`layers` names block 2, but the targets are in blocks [0, 1]. Received: "
         "layers=[0, 2]."
     )
     with pytest.raises(ValueError, match=re.escape(message)):

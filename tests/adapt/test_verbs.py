@@ -278,7 +278,7 @@ def test_a_quantized_layer_is_not_trained_as_it_is(mode):
     model = mlp()
     model.quantize(mode)
     before = structure_of(model)
-    message = f"Layer 'head' stands in `also_train` and is quantized as '{mode}'"
+    message = f"Layer 'head' is in `also_train` and quantized as '{mode}'"
     with pytest.raises(ValueError, match=message):
         kr.enable_randlora(model, rank=2, targets="hidden_1", also_train="head")
     assert structure_of(model) == before

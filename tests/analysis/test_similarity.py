@@ -89,7 +89,7 @@ def test_the_first_of_several_outputs_counts():
 
 def test_a_layer_that_is_called_twice_is_refused():
     model = EXAMPLES["shared"].build()
-    message = "'twice' is to be called once by model 'shared'. It was called 2 times."
+    message = "'twice' must be called once by model 'shared'. It was called 2 times."
     with pytest.raises(ValueError, match=message):
         analysis.layer_outputs(model, EXAMPLES["shared"].inputs(), ["twice"])
     assert "call" not in vars(model.get_layer("twice"))

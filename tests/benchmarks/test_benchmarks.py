@@ -106,7 +106,7 @@ def test_long_sequences(tmp_path, capsys):
     assert whole["peak_bytes"] >= whole["before_bytes"] > 0
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     table = capsys.readouterr().out
-    assert "| 6 " in table and "remat, planned, MB" in table
+    assert "| 6 " in table and "remat, predicted, MB" in table
 
 
 class FakeRunner(race.Runner):

@@ -345,8 +345,8 @@ def test_tables_have_mean_and_deviation():
         for seed, rate, value in [(0, 1e-3, 0.5), (1, 1e-3, 0.7), (0, 1e-4, 0.25)]
     ]
     lines = tables.tables(records).splitlines()
-    assert "`full, rate 0.0001`" in lines[6] and "25.0" in lines[6]
-    assert "`full, rate 0.001`" in lines[7] and "60.0 ± 14.1" in lines[7]
+    assert "`full, learning rate 0.0001`" in lines[6] and "25.0" in lines[6]
+    assert "`full, learning rate 0.001`" in lines[7] and "60.0 ± 14.1" in lines[7]
 
 
 def test_what_is_of_one_rank_stands_together():

@@ -191,7 +191,7 @@ def test_a_resumed_run_equals_one_without_interruption(
     assert [x.name for x in script.checkpoints(parts)] == ["checkpoint-2"]
     assert not script.checkpoints(whole)
     refused = {
-        "pass --resume to go on": command("parts"),
+        "pass --resume to continue it": command("parts"),
         "had seed=0. Received: seed=5": command("parts", "--resume", "--seed", "5"),
     }
     for message, arguments in refused.items():

@@ -220,7 +220,7 @@ def test_tables_have_mean_and_deviation_of_each_method():
     ]
     found = dict(zip(head, lines[0], strict=True))
     assert found["runs"] == "2" and found["dev accuracy, %"] == "85.0 ± 7.1"
-    assert found["dev loss"] == "0.250" and found["trained"] == "1,234"
+    assert found["dev loss"] == "0.250" and found["trainable"] == "1,234"
     assert found["learning rate"] == "0.0100" and found["peak, MB"] == "–"
 
 
@@ -241,7 +241,7 @@ def test_tables_of_rates_and_of_budgets():
     assert cells(text)[2] == ["`full`", "2", "0.500", "0.250"]
     few = text.partition("## few-shot")[2]
     assert cells(few)[0][2:] == [
-        *(f"{n} a class" for n in (1, 2, 4, 16)),
+        *(f"{n} per class" for n in (1, 2, 4, 16)),
         "50%",
         "100%",
     ]

@@ -32,7 +32,7 @@ def digits_file(tmp_path):
 def pictures(count, side=8):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (count, side, side, 3)).astype("uint8")
-    return data.Pictures(pixels, np.arange(count, dtype="int32") % 10)
+    return data.Images(pixels, np.arange(count, dtype="int32") % 10)
 
 
 # Data.
@@ -248,7 +248,7 @@ def test_pretraining_learns_and_writes_a_preset(
     arguments = ["pretrain", "--backend", keras.backend.backend()]
     arguments += ["--digits", str(digits_file), "--folder", str(folder)]
     assert cli.main([*arguments, "--pretrain-steps", "20"]) == 0
-    accuracy = capsys.readouterr().out.split("the digits, of the validation part: ")[1]
+    accuracy = capsys.readouterr().out.split("Validation accuracy on the digits: ")[1]
     assert float(accuracy.split("%")[0]) > 80
     model.load(str(folder), 10)
 

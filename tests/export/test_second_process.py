@@ -171,11 +171,14 @@ time.sleep(600)
             time.sleep(0.01)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
+    # A shell ignores the signal for what it runs in the background.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     watcher = threading.Thread(target=interrupt)
     before = artefacts.unchanging(mlp)
     watcher.start()
     with pytest.raises(KeyboardInterrupt):
         kr.export_merged(mlp, tmp_path / "new" / "m", verbose=False)
+    signal.signal(signal.SIGINT, former)
     watcher.join()
     assert artefacts.unchanging(mlp) == before
     assert list(temporary.iterdir()) == []

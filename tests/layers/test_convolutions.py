@@ -167,7 +167,9 @@ def test_the_share_counts_what_is_left():
 def test_what_is_no_matrix_is_refused_by_name(name):
     model = image_model()
     before = structure_of(model)
-    message = f"Target '{name}' matches '{name}', a convolution of type "
+    message = (
+        f"Target '{name}' matches '{name}', a grouped or depthwise convolution of type "
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         kr.enable_randlora(model, 2, name)
     assert structure_of(model) == before

@@ -312,13 +312,13 @@ def test_a_weight_of_the_model_itself():
 REFUSED = {
     "unknown axes": (
         dict(targets="*/up"),
-        "Target '*/up' matches 'mixture/experts/up', a weight of shape (3, 6, 10). Say "
-        "what its axes are, such as weight_axes={'*/up': 'batch in out'}",
+        "Target '*/up' matches 'mixture/experts/up', a weight of shape (3, 6, 10). If "
+        "it is used in a matmul, name its axes, such as weight_axes={'*/up': 'batch in",
     ),
     "too few words": (
         dict(targets="*/up", weight_axes={"*/up": "in out"}),
-        "Weight 'mixture/experts/up' cannot be adapted. Axes are described by one word "
-        "for each. Received: axes='in out' for a weight of shape (3, 6, 10).",
+        "Weight 'mixture/experts/up' cannot be adapted. Give one word for each axis. "
+        "Received: axes='in out' for a weight of shape (3, 6, 10).",
     ),
     "another word": (
         dict(targets="*/up", weight_axes={"*/up": "expert in out"}),
@@ -351,7 +351,8 @@ def test_refusals_leave_the_model(case):
 
 
 def test_dropout_that_does_not_reach_a_weight_is_said():
-    with pytest.warns(UserWarning, match="dropout does not reach 'mixture/experts/up'"):
+    message = "`dropout` has no effect on 'mixture/experts/up'"
+    with pytest.warns(UserWarning, match=message):
         kr.enable_randlora(mixture(), 2, ALL[:2], weight_axes=AXES, dropout=0.1)
 
 

@@ -143,6 +143,16 @@ def test_output_and_gradients_are_those_of_plain_autodiff(case, way):
     assert_as_expected(case, way, product_of(case))
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if "kronecker" in case])
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
+def test_strips_give_the_same_output_and_gradients(case, compiled, in_strips):
+    product = product_of(case)
+    assert_as_expected(case, "materialized", product, compiled)
+    *_, lambda_, gamma = arrays_of(case, product)
+    update = evaluate(lambda *f: product.update(*f, "float32"), lambda_, gamma)
+    assert_close(update, reference_update(case, product, lambda_, gamma), 1e-6)
+
+
 @every_way
 def test_the_gradient_is_the_same_outside_a_compiler(way):
     assert_as_expected("query", way, product_of("query"), compiled=False)

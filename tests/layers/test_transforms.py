@@ -20,14 +20,18 @@ OPTIONS = {
     "very many zeros": dict(basis="ternary", sparsity=20, compute="materialized"),
     "very many zeros, factored": dict(basis="ternary", sparsity=20, compute="factored"),
     "kronecker": dict(basis="kronecker", compute="factored"),
+    "kronecker in strips": dict(basis="kronecker", compute="materialized"),
     "regenerated": dict(basis_storage="regenerated"),
 }
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
-# torch uses what it calls deprecated itself.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
-)
+pytestmark = [
+    # torch uses what it calls deprecated itself.
+    pytest.mark.filterwarnings(
+        "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
+    ),
+    pytest.mark.usefixtures("in_strips"),
+]
 functional = pytest.mark.skipif(
     BACKEND == "tensorflow", reason="TensorFlow does not transform functions"
 )

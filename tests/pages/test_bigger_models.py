@@ -60,7 +60,7 @@ def test_planned_totals():
     models = {"Llama 3 8B": names["llama"], "Gemma 7B": GEMMA_7B}
     for name, config in models.items():
         for remat in (False, True):
-            label = name + ", rematerialized" * remat
+            label = name + ", activation checkpointing" * remat
             row = re.search(
                 rf"^\| {label} \| (.*) \|$", GUIDE.read_text(), re.MULTILINE
             )

@@ -554,20 +554,20 @@ BAD_ARRAYS = {
         lambda arrays: arrays.update(
             {"base_model.model.fc.0.base_layer.bias": np.zeros(10, "float32")}
         ),
-        "holds what becomes 'hidden_1/bias' of the model, but says bias='none'",
+        "holds a tensor for 'hidden_1/bias' of the model, but says bias='none'",
     ),
     "half of a whole module": (
         lambda arrays: arrays.update(
             {"base_model.model.out.weight": np.zeros((3, 5), "float32")}
         ),
-        "lacks what becomes 'head/bias' of the model",
+        "has no tensor for 'head/bias' of the model",
     ),
     "unknown whole module": (
         lambda arrays: arrays.update(
             {"base_model.model.score.weight": np.zeros((3, 5), "float32")}
         ),
-        r"holds 'score.weight' as it is \(`modules_to_save`, .* Module 'score' has no "
-        "layer",
+        r"holds the whole weight 'score.weight' \(`modules_to_save`, .* Module 'score' "
+        "has no layer",
     ),
     "whole module of another shape": (
         lambda arrays: arrays.update(
@@ -605,7 +605,7 @@ BAD_OPTIONS = {
     ),
     "no biases": (
         {"bias": "randlora_only"},
-        "lacks what becomes 'hidden_1/bias' of the model",
+        "has no tensor for 'hidden_1/bias' of the model",
     ),
     "alpha": ({"randlora_alpha": math.nan}, "`alpha` must be finite"),
 }
@@ -722,7 +722,7 @@ SAVE_REFUSALS = {
     ),
     "no name": (
         dict(targets="head"),
-        "'head' of Functional has no module .* Pass name_map={'head': '<module path>'",
+        "'head' of Functional has no known module .* name_map={'head': '<module path>'",
     ),
 }
 
@@ -739,7 +739,7 @@ def test_save_refuses_what_peft_has_no_place_for(tmp_path, options, match):
 def test_save_refuses_layers_that_are_not_linear(tmp_path):
     model = models.EXAMPLES["cnn"].build()
     kr.enable_randlora(model, rank=RANK, targets="dense", also_train="batch_norm")
-    with pytest.raises(ValueError, match=r"'batch_norm' \(BatchNorm.*\) is no linear"):
+    with pytest.raises(ValueError, match=r"'batch_norm' \(BatchNorm.*\) is not a lin"):
         kr.peft.save(model, tmp_path / "adapter", name_map={"dense": "fc"})
 
 

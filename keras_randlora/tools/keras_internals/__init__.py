@@ -1,9 +1,9 @@
-"""What Keras does not promise: every private name that this package touches.
+"""Access to private names of Keras and the backends, all in one place.
 
-No module elsewhere reads or sets an underscored attribute of an object that it does not
-own (`tests/test_architecture.py`), and `tests/tools/test_keras_internals.py` runs each
-function on the installed Keras. Importing this package checks the names that classes
-have, and fails with one sentence where one is missing.
+No other module reads or sets an underscored attribute of an object that it does not own
+(`tests/test_architecture.py`), and `tests/tools/test_keras_internals.py` runs each
+function on the installed Keras. Importing this package checks the names of classes and
+raises an error if one is missing.
 
 | name | of | relied on for |
 |---|---|---|
@@ -39,8 +39,8 @@ have, and fails with one sentence where one is missing.
 | `global_state.client` | `jax._src.distributed` | agreements between processes |
 | `_value` | `Variable` on JAX | an array in place of one that spans hosts |
 
-Each was read in the source of Keras 3.15.0 and 3.15.1. Keras 3.16.0.dev2026102704 has
-all but the attributes of quantized layers.
+All are in the source of Keras 3.15.0 and 3.15.1. Keras 3.16.0.dev2026102704 has all but
+the attributes of quantized layers.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ _OF_LAYERS = ("_check_quantize_args", "_flatten_layers", "_open_name_scope")
 
 
 def _require_names() -> None:
-    """Check what can be checked without building a layer."""
+    """Check the names that exist without building a layer."""
     missing = [name for name in _OF_LAYERS if not hasattr(keras.layers.Layer, name)]
     if missing:
         raise ImportError(

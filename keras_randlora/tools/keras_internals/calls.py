@@ -1,4 +1,4 @@
-"""What Keras sets up around a call, a rematerialized one or an export."""
+"""Private state of Keras around calls, activation checkpointing and exports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-# What Keras sets up around a call, and what is gone in the backward pass.
+# State that Keras sets up around a call and that is gone in the backward pass.
 CALL_SURROUNDINGS = ("current_call_ctx", "autocast_scope")
 _UNINITIALIZED = "uninitialized_variables"
 
@@ -16,7 +16,7 @@ _UNINITIALIZED = "uninitialized_variables"
 def set_rematerialized(
     layer: keras.layers.Layer, call: Callable[..., Any] | None
 ) -> None:
-    """Let Keras run a layer's call through `call(original, *args)`; `None` ends it."""
+    """Run a layer's call through `call(original, *args)`; `None` undoes it."""
     # Keras asks `rematerialized_call` of a layer with a mode.
     layer._remat_mode = None if call is None else "full"
     if call is None:
@@ -26,13 +26,13 @@ def set_rematerialized(
 
 
 def forget_losses(layer: keras.layers.Layer) -> None:
-    """Let the layers below a layer have added no losses."""
+    """Drop the losses that the layers below a layer have added."""
     for child in layer._flatten_layers(include_self=False):
         child._loss_ids.clear()
 
 
 def known_values() -> dict[int, Any]:
-    """Return what the surrounding stateless scope knows of variables, by `id`."""
+    """Return the values of variables in the surrounding stateless scope, by `id`."""
     from keras.src.backend.common.stateless_scope import get_stateless_scope
 
     scope = get_stateless_scope()
@@ -40,14 +40,14 @@ def known_values() -> dict[int, Any]:
 
 
 def in_stateless_scope() -> bool:
-    """Return whether Keras runs a function of given values of variables."""
+    """Return whether a stateless scope of Keras is active."""
     from keras.src.backend.common.stateless_scope import in_stateless_scope
 
     return in_stateless_scope()
 
 
 def surroundings() -> dict[str, Any]:
-    """Return what Keras has set up around the call that runs."""
+    """Return the state of Keras around the current call."""
     from keras.src.backend.common import global_state
 
     get = global_state.get_global_attribute
@@ -56,7 +56,7 @@ def surroundings() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def within(around: Mapping[str, Any]) -> Iterator[None]:
-    """Set up again what `surroundings` returned."""
+    """Restore the result of `surroundings` inside a block."""
     from keras.src.backend.common import global_state
 
     before = surroundings()
@@ -73,8 +73,8 @@ def within(around: Mapping[str, Any]) -> Iterator[None]:
 def without_values() -> Iterator[None]:
     """Create variables that never get values.
 
-    Keras would fill them in at the end of the next stateless scope, the one of any
-    symbolic call: they are taken off its list.
+    Keras would initialize them at the end of the next stateless scope, that of any
+    symbolic call. This removes them from its list.
     """
     from keras.src.backend.common import global_state
 
@@ -95,7 +95,7 @@ def input_signature(model: keras.Model) -> Sequence[Any]:
 
 @contextlib.contextmanager
 def quiet_tracer() -> Iterator[None]:
-    """Keep torch's ONNX tracer from printing the whole graph where it fails."""
+    """Keep torch's ONNX tracer from printing the whole graph if it fails."""
     import torch
 
     before = torch._C._jit_is_onnx_log_enabled()

@@ -1,4 +1,4 @@
-"""What Keras keeps to itself of layers and models."""
+"""Private attributes of Keras layers and models."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import keras
 
 
 def kernel_variable(layer: keras.layers.Layer) -> keras.Variable:
-    """Return the variable that holds a layer's own kernel, packed if it is int4.
+    """Return the variable of a layer's kernel, packed if it is int4.
 
-    Transposed convolutions have it as `kernel`, which an adapted class reads otherwise.
+    Transposed convolutions have it as `kernel`, which adapted classes override.
     """
     own = vars(layer)
     return own["_kernel"] if "_kernel" in own else own["kernel"]
 
 
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Return the variables that a layer holds itself, not through children."""
+    """Return a layer's own variables, without those of its children."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def own_trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Return the variables that a layer holds itself as trainable ones.
+    """Return a layer's own variables that were created as trainable.
 
     They stay in this list when their own flag is set to `False`.
     """
@@ -32,24 +32,24 @@ def own_trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def own_flag(layer: keras.layers.Layer) -> bool:
-    """Return a layer's own `trainable`, whatever a property makes of it."""
+    """Return a layer's own `trainable` flag, ignoring an overriding property."""
     return layer._trainable
 
 
 def set_own_flag(layer: keras.layers.Layer, trainable: bool) -> None:
-    """Set a layer's own `trainable`, and that of nothing below it."""
+    """Set a layer's own `trainable` flag, not those of the layers below."""
     layer._trainable = trainable
 
 
 def children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Return the layers that a layer holds itself."""
+    """Return the direct children of a layer."""
     return list(layer._layers)
 
 
 def sort_children(
     layer: keras.layers.Layer, place: Callable[[keras.layers.Layer], int]
 ) -> None:
-    """Order the layers that a layer holds itself; equal places stay as they are."""
+    """Sort the direct children of a layer; the sort is stable."""
     layer._layers.sort(key=place)
 
 
@@ -59,12 +59,12 @@ def layers_below(model: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 def is_complete(model: Any) -> bool:
-    """Return whether the constructor of a model has come as far as its layers."""
+    """Return whether the constructor of a model has created its layers."""
     return hasattr(model, "_layers")
 
 
 def writes_its_layers(model: keras.Model) -> bool:
-    """Return whether a model's configuration holds those of its layers."""
+    """Return whether a model's configuration includes its layers' configurations."""
     from keras.src.models.functional import Functional
 
     writers = (Functional.get_config, keras.Sequential.get_config)
@@ -73,7 +73,7 @@ def writes_its_layers(model: keras.Model) -> bool:
 
 @contextlib.contextmanager
 def unlocked(layer: keras.layers.Layer) -> Iterator[None]:
-    """Let state be added to a built layer for the time of the block."""
+    """Allow adding state to a built layer inside a block."""
     layer._tracker.unlock()
     try:
         yield
@@ -82,12 +82,12 @@ def unlocked(layer: keras.layers.Layer) -> Iterator[None]:
 
 
 def untrack(layer: keras.layers.Layer, child: Any) -> None:
-    """Take a child or a variable off a layer's lists; call it within `unlocked`."""
+    """Remove a child or a variable from a layer; call it within `unlocked`."""
     layer._tracker.untrack(child)
 
 
 def list_variables_anew(layer: keras.layers.Layer) -> None:
-    """Renew a layer's `nn.Module` parameters on torch; nothing elsewhere."""
+    """Update a layer's `nn.Module` parameters on torch; do nothing elsewhere."""
     if keras.backend.backend() == "torch":
         layer._track_variables()
 
@@ -110,7 +110,7 @@ def add_kernel(layer: keras.layers.Layer, shape: tuple[int, ...]) -> None:
 
 
 def heads_of(layer: keras.layers.Layer) -> int | None:
-    """Return the query heads of an attention layer, `None` if it does not tell."""
+    """Return the number of query heads of an attention layer, `None` if unknown."""
     for name in ("num_query_heads", "num_heads", "_num_heads"):
         if isinstance(found := getattr(layer, name, None), int):
             return found
@@ -118,5 +118,5 @@ def heads_of(layer: keras.layers.Layer) -> int | None:
 
 
 def asks_for_fused_attention(layer: keras.layers.Layer) -> Callable[[], bool] | None:
-    """Return what tells whether an attention layer keeps no scores, or `None`."""
+    """Return the function that tells whether attention is fused, or `None`."""
     return getattr(layer, "_use_fused_attention_op", None)

@@ -1,4 +1,4 @@
-"""What Keras keeps to itself of optimizers and random generators."""
+"""Private attributes of Keras optimizers and random generators."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from keras_randlora.tools.keras_internals.layers import untrack
 
 
 def spare_from_muon(is_spared: Callable[[keras.Variable], bool]) -> None:
-    """Let Muon update variables for which `is_spared(variable)` as AdamW does.
+    """Let Muon update variables with `is_spared(variable)` as AdamW does.
 
-    Their rows and columns are no axes of a matrix product, whose steps it
-    orthogonalizes.
+    Muon orthogonalizes the steps of matrices; these variables are not matrices.
     """
     asked = keras.optimizers.Muon._should_use_adamw
     if hasattr(asked, "guarded"):
@@ -30,7 +29,7 @@ def spare_from_muon(is_spared: Callable[[keras.Variable], bool]) -> None:
 
 
 def rate_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """Return the learning rates that are variables, of wrapped optimizers too."""
+    """Return the variables of learning rates, also of wrapped optimizers."""
     own = optimizer._learning_rate
     found = [own] if isinstance(own, keras.Variable) else []
     for inner in _wrapped(optimizer):
@@ -45,7 +44,7 @@ def seed_states(model: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def schedule_of(optimizer: keras.optimizers.Optimizer) -> Any:
-    """Return the learning-rate schedule of an optimizer, `None` without one."""
+    """Return the learning-rate schedule of an optimizer, or `None`."""
     rate = optimizer._learning_rate
     is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
     return rate if is_schedule else None
@@ -54,7 +53,7 @@ def schedule_of(optimizer: keras.optimizers.Optimizer) -> Any:
 def averages_of(
     optimizer: keras.optimizers.Optimizer,
 ) -> list[tuple[keras.Variable, keras.Variable]]:
-    """Return trained variables and what an optimizer averages of their values.
+    """Return trained variables and the optimizer's averages of them.
 
     That is the mean with `use_ema=True`, and the sequence that `ScheduleFreeAdamW`
     averages, in which its `momentum` is.
@@ -76,7 +75,7 @@ def averages_of(
 def accumulators_of(
     optimizer: keras.optimizers.Optimizer,
 ) -> list[tuple[keras.Variable, keras.Variable]]:
-    """Return trained variables and what an optimizer sums their gradients in."""
+    """Return trained variables and the optimizer's gradient accumulators."""
     found = []
     for inner in _wrapped(optimizer):
         found += accumulators_of(inner)
@@ -89,16 +88,16 @@ def accumulators_of(
 def _wrapped(
     optimizer: keras.optimizers.Optimizer,
 ) -> Sequence[keras.optimizers.Optimizer]:
-    """Return the optimizers that another one hands the work to."""
+    """Return the optimizers that another one wraps."""
     one = getattr(optimizer, "inner_optimizer", None)
     return [one] if one else getattr(optimizer, "optimizers", ())
 
 
 def forget_state(optimizer: keras.optimizers.Optimizer) -> None:
-    """Make an optimizer what it was before it was built, but for its learning rate.
+    """Reset an optimizer to its unbuilt state, except for its learning rate.
 
-    It is not made anew from its configuration: a schedule of one's own, unregistered,
-    or a callable rate cannot be.
+    It is not rebuilt from its configuration, since that fails for an unregistered
+    schedule or a callable learning rate.
     """
     for inner in _wrapped(optimizer):
         forget_state(inner)

@@ -1,4 +1,4 @@
-"""What Keras keeps to itself of quantized layers."""
+"""Private attributes of quantized Keras layers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import keras
 
 
 def mark_as_float(layer: keras.layers.Layer) -> None:
-    """Let a layer that was quantized be quantized again."""
+    """Allow quantizing a layer again."""
     layer._is_quantized = False
 
 
 def int4_block(layer: keras.layers.Layer) -> int | None:
-    """Return the rows that share a scale, `None` where all of them do."""
+    """Return the number of rows that share a scale, `None` for all."""
     block = layer._int4_block_size
     return None if block in (None, -1) else block
 
 
 def int4_columns(layer: keras.layers.Layer) -> int:
-    """Return the columns of an int4 kernel, unpacked."""
+    """Return the number of columns of an unpacked int4 kernel."""
     if isinstance(layer, keras.layers.EinsumDense):
         return layer._int4_unpacked_column_size
     return layer._orig_output_dim
@@ -36,27 +36,27 @@ def int4_kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
 
 
 def scale_for_kernel(layer: keras.layers.Layer) -> Callable[[Any], Any] | None:
-    """Return what brings an int8 kernel's scale to its axes, `None` if it has them."""
+    """Return the function that gives an int8 scale the kernel's axes, or `None`."""
     if not isinstance(layer, keras.layers.EinsumDense):
         return None
-    # Gradients live longer than layers: none may hold its own, nor a list of its own.
+    # Gradients outlive layers: they must not hold a layer or its lists.
     axes = {k: list(v or ()) for k, v in vars(layer).items() if k.endswith("_axes")}
     method = type(layer)._adjust_scale_for_dequant
     return functools.partial(method, types.SimpleNamespace(**axes))
 
 
 def rounded_axis(layer: keras.layers.Layer) -> Any:
-    """Return the axes of a layer's input over which its rounding takes one scale."""
+    """Return the axes of a layer's input that share one scale of the rounding."""
     if isinstance(layer, keras.layers.EinsumDense):
         return layer.quantization_axis
     return -1
 
 
 def check_before_quantizing(check: Callable[[Any], None]) -> None:
-    """Let `check(model)` run before a model's `quantize` changes the first layer.
+    """Run `check(model)` before a model's `quantize` changes the first layer.
 
-    Keras binds `quantize` to each instance when it is made, and asks the class's
-    `_check_quantize_args` when it is called.
+    Keras binds `quantize` to each new instance, and calls the class's
+    `_check_quantize_args` when `quantize` is called.
     """
     asked = keras.Model._check_quantize_args
     if hasattr(asked, "guarded"):

@@ -1,4 +1,4 @@
-"""What Keras and the backends keep to themselves of variables and gradients."""
+"""Private attributes of variables and gradients, of Keras and the backends."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ def set_autocast(variable: keras.Variable, autocast: bool) -> None:
 
 
 def autocast(tensor: Any) -> Any:
-    """Convert a tensor as reading a variable here would."""
+    """Convert a tensor as reading a variable would in this scope."""
     scope = surroundings()["autocast_scope"]
     return tensor if scope is None else scope.maybe_cast(tensor)
 
 
 def version_of(tensor: Any) -> int:
-    """Return a number that changes when a tensor of torch is written to."""
+    """Return the version of a torch tensor, which changes with each write."""
     return tensor._version
 
 
 def in_forward_mode() -> bool:
-    """Return whether torch computes tangents now, as in `torch.func.jvp`."""
+    """Return whether torch is in forward-mode autodiff, as in `torch.func.jvp`."""
     from torch.autograd import forward_ad
 
     return forward_ad._current_level >= 0
 
 
 def is_transformed() -> bool:
-    """Return whether a transform of `torch.func` or forward mode is at work."""
+    """Return whether a transform of `torch.func` or forward mode is active."""
     import torch
 
     return in_forward_mode() or torch._C._are_functorch_transforms_active()
 
 
 def replace_gradient(outputs: Any, gradients: Callable[..., Sequence[Any]]) -> None:
-    """Give what `tf.custom_gradient` returned in a graph a gradient without the graph.
+    """Replace the gradient of a `tf.custom_gradient` by one that holds no graph.
 
-    TensorFlow keeps the one that it registers for ever, and with it the graph.
+    TensorFlow keeps a registered gradient for ever, and with it the graph.
 
     Args:
         outputs: The one tensor that a function with `tf.custom_gradient` returned.
@@ -70,7 +70,7 @@ def replace_gradient(outputs: Any, gradients: Callable[..., Sequence[Any]]) -> N
 
 
 def has_layout(variable: keras.Variable) -> bool:
-    """Return whether a `keras.distribution` lays the variable out over devices."""
+    """Return whether a variable has a layout over devices (`keras.distribution`)."""
     return variable._layout is not None
 
 
@@ -90,7 +90,7 @@ def held_as(variable: keras.Variable, value: Any) -> Iterator[None]:
 
 
 def layout_map_of(distribution: Any) -> Any:
-    """Return the layout map of a `ModelParallel`, `None` of another distribution."""
+    """Return the layout map of a `ModelParallel`, `None` for other distributions."""
     return getattr(distribution, "_layout_map", None)
 
 
