@@ -36,6 +36,8 @@ raises an error if one is missing.
 | `global_state`, `stateless_scope` | `keras.src.backend.common` | around a call |
 | `_jit_is_onnx_log_enabled` and `_jit_set_…` | `torch._C` | a quiet ONNX tracer |
 | `get_input_signature` | `keras.src.export.export_utils` | what exporters feed |
+| `global_state.client` | `jax._src.distributed` | agreements between processes |
+| `_value` | `Variable` on JAX | an array in place of one that spans hosts |
 
 All are in the source of Keras 3.15.0 and 3.15.1. Keras 3.16.0.dev2026102704 has all but
 the attributes of quantized layers.
@@ -95,9 +97,11 @@ from keras_randlora.tools.keras_internals.quantized import (
     rounded_axis,
     scale_for_kernel,
 )
+from keras_randlora.tools.keras_internals.runtime import coordinator
 from keras_randlora.tools.keras_internals.variables import (
     autocast,
     has_layout,
+    held_as,
     in_forward_mode,
     is_transformed,
     layout_map_of,
@@ -116,11 +120,13 @@ __all__ = [
     "averages_of",
     "check_before_quantizing",
     "children",
+    "coordinator",
     "embeddings_variable",
     "forget_losses",
     "forget_state",
     "has_layout",
     "heads_of",
+    "held_as",
     "in_forward_mode",
     "in_stateless_scope",
     "input_signature",
