@@ -1,7 +1,7 @@
-"""One of two processes that hold a model together, for `test_hosts.py`.
+"""One of two processes that hold a model together, for `test_several_hosts.py`.
 
-Usage: python hosts_worker.py FOLDER PORT PROCESS [VICTIM], with XLA_FLAGS that simulate
-two devices. What process i finds goes to FOLDER/facts_i.json. With a VICTIM, that
+Usage: python hosts_worker.py FOLDER PORT PROCESS [VICTIM], under KERAS_BACKEND=jax and
+with XLA_FLAGS that simulate two devices. What process i finds goes to FOLDER/facts_i.json. With a VICTIM, that
 process is killed in the middle of a save.
 """
 
@@ -13,8 +13,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-
-os.environ["KERAS_BACKEND"] = "jax"
 
 import jax
 import keras
