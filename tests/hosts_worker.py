@@ -1,8 +1,8 @@
 """One of two processes that hold a model together, for `test_several_hosts.py`.
 
 Usage: python hosts_worker.py FOLDER PORT PROCESS [VICTIM], under KERAS_BACKEND=jax and
-with XLA_FLAGS that simulate two devices. What process i finds goes to FOLDER/facts_i.json. With a VICTIM, that
-process is killed in the middle of a save.
+with XLA_FLAGS that simulate two devices. What process i finds goes to
+FOLDER/facts_i.json. With a VICTIM, that process is killed in the middle of a save.
 """
 
 import contextlib
