@@ -18,6 +18,8 @@ from keras_randlora.tools import reshape, transpose, with_rows
 
 Array = Any
 BLOCK = 64  # side of the right Kronecker factor: near √l for common kernels
+# So many XLA multiplies as they are; more are transposed first.
+_FEW_ROWS = 512
 
 
 class Operator(Protocol):
@@ -146,10 +148,11 @@ class KroneckerOperator:
     def project_transposed(self, values: Array) -> Array:
         """Return `Bᵀ · valuesᵀ`, on torch row by row, see `expand_transposed`."""
         count, of_values = reversed(self.left.shape)
-        if of_values * BLOCK != self.rows:
+        compiled = keras.backend.backend() != "torch"
+        if of_values * BLOCK != self.rows or (compiled and values.shape[0] > _FEW_ROWS):
             return self.project(transpose(values))
         values = reshape(values, (-1, of_values, BLOCK))
-        if keras.backend.backend() != "torch":
+        if compiled:
             rows = ops.einsum("kc,wkp->cwp", self.left, values)
             rows = ops.einsum("cwp,pq->cqw", rows, self.right)
             return reshape(rows, (count * BLOCK, -1))[: self.columns]

@@ -69,15 +69,16 @@ class Update:
         return self._gradients(projected_gradient(self.shape, gradient, self.basis_b))
 
     def gradients_of_product(self, larger: Array, smaller: Array) -> AdapterGradients:
-        """Return the gradients of λ and γ where that of Mᵀ is `smallerᵀ · larger`.
+        """Return the gradients of λ and γ where that of M is `largerᵀ · smaller`.
 
         Args:
             larger: Rows of the tokens, `(tokens, l)`.
             smaller: Rows of the tokens, `(tokens, s)`.
         """
-        return self._gradients(
-            self.basis_b.project_transposed(transpose(smaller) @ larger)
-        )
+        if self.basis_b.in_strips:
+            gradient = transpose(smaller) @ larger
+            return self._gradients(self.basis_b.project_transposed(gradient))
+        return self._gradients(self.basis_b.project(transpose(larger) @ smaller))
 
     def columns(self, start: Any, width: int) -> Update:
         """Return the update of a strip of the smaller side."""
@@ -264,7 +265,7 @@ def _pays(update: Update) -> bool:
     if not update.basis_b.in_strips or shape.entries < FEWEST_ENTRIES:
         return False
     compiled = keras.backend.backend() != "torch"
-    if compiled and shape.batch is None and shape.smaller < SMALLEST_COMPILED_SIDE:
+    if compiled and shape.smaller < SMALLEST_COMPILED_SIDE:
         return False
     sharded = isinstance(
         keras.distribution.distribution(), keras.distribution.ModelParallel
