@@ -274,7 +274,8 @@ class RandLoRALayer(keras.layers.Layer):
         Returns:
             In the kernel's dtype, float32 for a quantized kernel.
         """
-        merged = ops.add(dense_kernel(self), self.randlora.update())
+        base = dense_kernel(self)
+        merged = base + self._update_like(base)
         if self.quantization_mode is not None:
             return merged
         return ops.cast(merged, keras_internals.kernel_variable(self).dtype)
@@ -282,8 +283,17 @@ class RandLoRALayer(keras.layers.Layer):
     def unmerged_kernel(self, merged: Array) -> Array:
         """Return `merged - update` in the kernel's dtype and shape."""
         dtype = keras_internals.kernel_variable(self).dtype
-        base = ops.subtract(widened(merged, dtype), self.randlora.update())
+        merged = widened(merged, dtype)
+        base = merged - self._update_like(merged)
         return ops.cast(base, dtype)
+
+    def _update_like(self, kernel: Array) -> Array:
+        """Return the update in the dtype of a kernel, for `+` and `-`.
+
+        On torch `ops.add` of Keras 3.16 gives float32 also for two tensors in float64.
+        """
+        dtype = keras.backend.standardize_dtype(kernel.dtype)
+        return cast(self.randlora.update(), dtype)
 
     def _held(self) -> list[Array]:
         variables = self.randlora.product.kernel.variables(self)

@@ -12,8 +12,8 @@ Keras has blocks since 3.14, and made them its default for `"int4"`.
 A layer may also round its inputs to 8 bits (Keras's default for `"int8"`); the gradient
 passes the rounding unchanged (straight-through estimator), as in Keras.
 
-Source: `keras/src/layers/core/dense.py` and `einsum_dense.py` of Keras 3.12 to 3.15, and
-`keras/src/quantizers/modes` of 3.16.
+Source: `keras/src/layers/core/dense.py` and `einsum_dense.py` of Keras 3.12 to 3.15,
+`keras/src/quantizers/modes` of Keras 3.16.
 """
 
 from __future__ import annotations

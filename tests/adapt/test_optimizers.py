@@ -6,6 +6,7 @@ import pytest
 from backend import BACKEND, as_numpy
 from keras import layers
 from models import EXAMPLES, CallCounter, compile_model, moved_adapter
+from versions import NEEDS_SCHEDULE_FREE
 
 import keras_randlora as kr
 
@@ -73,7 +74,15 @@ AVERAGING = {
 }
 
 
-@pytest.mark.parametrize("name", AVERAGING)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("ScheduleFreeAdamW", marks=NEEDS_SCHEDULE_FREE),
+        "use_ema",
+        "a wrapped one",
+        pytest.param("both", marks=NEEDS_SCHEDULE_FREE),
+    ],
+)
 def test_averages_follow_an_adapter_that_is_set(name, tmp_path):
     model = adapted(AVERAGING[name]())
     MLP.fit(model, steps=2)
@@ -93,6 +102,7 @@ def test_averages_follow_an_adapter_that_is_set(name, tmp_path):
     assert int(model.optimizer.iterations) == 4
 
 
+@NEEDS_SCHEDULE_FREE
 def test_averages_of_a_task_follow_the_adapter_of_its_backbone():
     body = keras.Sequential([keras.Input((6,)), layers.Dense(8, name="d")])
     kr.enable_randlora(body, rank=2, targets="d")

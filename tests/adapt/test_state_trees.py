@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from backend import as_numpy
 from models import EXAMPLES, compile_model, random_adapter, randomize, values_of
+from versions import since
 
 import keras_randlora as kr
 
@@ -113,6 +114,7 @@ def test_plain_models_are_left_to_keras():
         model.set_state_tree({"weights": {}})
 
 
+@since((3, 14), "`OrbaxCheckpoint`")
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_orbax_folders(tmp_path):
     pytest.importorskip("orbax.checkpoint")

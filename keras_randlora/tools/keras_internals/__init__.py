@@ -1,9 +1,10 @@
 """Access to private names of Keras and the backends, all in one place.
 
-No other module reads or sets an underscored attribute of an object that it does not own
-(`tests/test_architecture.py`), and `tests/tools/test_keras_internals.py` runs each
-function on the installed Keras. `reliances` lists each name, what it is relied on for and
-in which versions of Keras; importing this package raises an error if one is missing.
+No other module reads or sets an underscored attribute of an object that it does not
+own (`tests/test_architecture.py`), and `tests/tools/test_keras_internals.py` runs each
+function on the installed Keras. `reliances` lists each name, what it is relied on for
+and in which versions of Keras. Importing this package raises an error if one is
+missing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Private attributes of quantized Keras layers, in the three forms that Keras gave them.
+"""Private attributes of quantized Keras layers, in the three forms they have had.
 
 | Keras | an int4 kernel is packed along | blocks | where it says so |
 |---|---|---|---|
@@ -6,9 +6,9 @@
 | 3.14, 3.15 | the columns of a matrix | yes | other attributes |
 | 3.16 | the columns of a matrix | yes | `_quantized_weight()` |
 
-Source: `keras/src/layers/core/dense.py` and `einsum_dense.py` of these versions; of 3.16,
-as in 3.16.0.dev2026102704, also `keras/src/quantizers/geometry.py` and
-`modes/int4/projection.py`.
+Source: `keras/src/layers/core/dense.py` and `einsum_dense.py` of these versions; of
+3.16, as of 3.16.0.dev2026102704, also `geometry.py` and `modes/int4/projection.py` in
+`keras/src/quantizers`.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def int4_packing(layer: keras.layers.Layer) -> Packing:
         return Packing(shape, -1, columns, block, as_matrix=True)
     axis = layer._int4_pack_axis if is_einsum else 0
     length = layer._orig_length_along_pack_axis if is_einsum else layer._orig_input_dim
-    shape = list(layer._kernel.shape)
-    shape[axis] = length
-    return Packing(tuple(shape), axis, length, None, as_matrix=False)
+    unpacked = list(layer._kernel.shape)
+    unpacked[axis] = length
+    return Packing(tuple(unpacked), axis, length, None, as_matrix=False)
 
 
 def has_int4_blocks() -> bool:
@@ -84,7 +84,7 @@ def has_int4_blocks() -> bool:
 
 
 def scale_for_kernel(layer: keras.layers.Layer) -> Callable[[Any], Any] | None:
-    """Return the function that gives a scale per output the kernel's axes, or `None`."""
+    """Return the function that gives an output's scale the kernel's axes, or `None`."""
     if not isinstance(layer, keras.layers.EinsumDense):
         return None
     # Gradients outlive layers: they must not hold a layer or its lists.

@@ -1,8 +1,8 @@
-"""What we rely on beyond the promises of Keras and the backends, and since which Keras.
+"""What we rely on beyond the promises of Keras, and in which versions of Keras.
 
-Importing the package checks each entry that concerns the installed Keras and the backend
-in use: a class has a name if it defines it or if code of its methods uses it, since most
-are set on instances when they are built. No layer, variable or device is created.
+Importing the package checks what concerns the installed Keras and the backend in use. A
+class has a name if it defines it or if the code of its methods uses it, since most are
+attributes of instances that are built. No layer, variable or device is created.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ RELIANCES = (
     Reliance(_LAYER, "_check_quantize_args", "asked before a layer is quantized"),
     Reliance(_LAYER, "_remat_mode rematerialized_call", "rematerialized calls"),
     Reliance(_LAYER, "_loss_ids", "losses of a call that is repeated"),
-    Reliance(
-        _LAYER, "_track_variables", "`nn.Module` parameters", backend="torch"
-    ),
+    Reliance(_LAYER, "_track_variables", "`nn.Module` parameters", backend="torch"),
     Reliance(_DENSE, "_kernel", "the variable behind `kernel`"),
     Reliance(_EINSUM, "_kernel", "the variable behind `kernel`"),
     Reliance("keras.layers.Embedding", "_embeddings", "counting parameters"),
@@ -270,10 +268,10 @@ def _names_in_code(kind: type) -> Iterator[str]:
     for base in kind.__mro__[:-1]:
         yield from getattr(base, "__annotations__", ())
         for member in vars(base).values():
-            functions = (
-                (member.fget, member.fset) if isinstance(member, property) else (member,)
-            )
-            for function in functions:
+            functions: list[Any] = [member]
+            if isinstance(member, property):
+                functions = [member.fget, member.fset]
+            for function in filter(callable, functions):
                 code = getattr(inspect.unwrap(function), "__code__", None)
                 if isinstance(code, CodeType):
                     yield from _names_of(code)
