@@ -13,7 +13,7 @@ def numbers(version):
 
 
 KERAS, KERAS_HUB = numbers(keras.__version__), numbers(keras_hub.__version__)
-# In these modes and options `quantize` of `Dense` and `EinsumDense` is older than 3.15.
+# The first Keras whose `Dense` and `EinsumDense` can be quantized so, if not 3.12.
 MODES_SINCE = {
     "int8, weights": (3, 13),
     "int4, channels": (3, 13),
@@ -52,3 +52,4 @@ def needs_mode(mode):
 
 
 NEEDS_SCHEDULE_FREE = since((3, 14), "`ScheduleFreeAdamW`")
+NEEDS_PRESETS_ALONE = since_hub((0, 29), "A preset of a task without a preprocessor")

@@ -26,7 +26,7 @@ from models import (
     update_by_formula,
     values_of,
 )
-from versions import KERAS, PASSED_BY, needs_mode, since_hub
+from versions import KERAS, NEEDS_PRESETS_ALONE, PASSED_BY, needs_mode
 
 import keras_randlora as kr
 from keras_randlora.layers.quantized import dense_kernel, held_arrays, kernel_shape
@@ -482,7 +482,7 @@ def test_a_language_model_trains_and_merges(example, mode):
 
 # torch warns of Keras's own code, once in a process: in whichever test comes first.
 @pytest.mark.filterwarnings("ignore:The use of `x.T` on tensors of dimension other")
-@since_hub((0, 32), "A preset of a task without a preprocessor")
+@NEEDS_PRESETS_ALONE
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_quantized_presets(mode, tmp_path):
     """The preset of an adapted model opens plain and merged; it is adapted again.

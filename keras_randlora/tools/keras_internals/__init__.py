@@ -62,7 +62,7 @@ from keras_randlora.tools.keras_internals.quantized import (
     rounding_of,
     scale_for_kernel,
 )
-from keras_randlora.tools.keras_internals.reliances import require
+from keras_randlora.tools.keras_internals.reliances import require as _require
 from keras_randlora.tools.keras_internals.variables import (
     autocast,
     has_layout,
@@ -132,4 +132,4 @@ __all__ = [
     "writes_its_layers",
 ]
 
-require()
+_require()
