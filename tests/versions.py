@@ -53,3 +53,5 @@ def needs_mode(mode):
 
 NEEDS_SCHEDULE_FREE = since((3, 14), "`ScheduleFreeAdamW`")
 NEEDS_PRESETS_ALONE = since_hub((0, 29), "A preset of a task without a preprocessor")
+# Since keras-hub 0.25.1 they are those of Keras.
+NEEDS_INT4_EMBEDDINGS = since((3, 13), "The quantization 'int4' of tied embeddings")

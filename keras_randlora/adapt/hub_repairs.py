@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import keras
 
+from keras_randlora.tools import is_reversible
+
 
 def backbone_of(model: keras.Model) -> keras.Model:
     """Return the backbone of a keras-hub task; any other model itself.
@@ -31,7 +33,7 @@ def complete_config(model: keras.Model) -> Iterator[None]:
     embedding = getattr(backbone, "token_embedding", None)
     arguments = inspect.signature(type(backbone).__init__).parameters
     if (
-        not isinstance(embedding, keras.layers.ReversibleEmbedding)
+        not is_reversible(embedding)
         or "tie_word_embeddings" not in arguments
         or "tie_word_embeddings" in backbone.get_config()
     ):

@@ -13,6 +13,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_randlora.tools import is_reversible
+
 Array = Any
 
 
@@ -39,7 +41,7 @@ def pass_gradients(layer: keras.layers.Layer) -> None:
     """Add the straight-through estimator to a layer that rounds its inputs."""
     quantizer = _quantizer(layer)
     rounds = quantizer is not None and not isinstance(quantizer, StraightThrough)
-    if rounds and isinstance(layer, keras.layers.ReversibleEmbedding):
+    if rounds and is_reversible(layer):
         layer.inputs_quantizer = StraightThrough(quantizer)
 
 

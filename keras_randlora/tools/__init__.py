@@ -25,6 +25,7 @@ from keras_randlora.tools.checks import (
     real_number,
     uint32,
 )
+from keras_randlora.tools.embeddings import is_reversible
 from keras_randlora.tools.markup import html_table
 from keras_randlora.tools.progress import shown
 from keras_randlora.tools.seeds import random_states, set_random_states
@@ -39,6 +40,7 @@ __all__ = [
     "in_graph",
     "in_words",
     "is_ragged",
+    "is_reversible",
     "is_sparse",
     "is_traced",
     "item_size",

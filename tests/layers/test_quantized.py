@@ -26,7 +26,13 @@ from models import (
     update_by_formula,
     values_of,
 )
-from versions import KERAS, NEEDS_PRESETS_ALONE, PASSED_BY, needs_mode
+from versions import (
+    KERAS,
+    NEEDS_INT4_EMBEDDINGS,
+    NEEDS_PRESETS_ALONE,
+    PASSED_BY,
+    needs_mode,
+)
 
 import keras_randlora as kr
 from keras_randlora.layers.quantized import dense_kernel, held_arrays, kernel_shape
@@ -457,7 +463,13 @@ def test_an_adapter_serves_the_base_in_float_and_quantized(tmp_path):
 # Whole models
 
 
-@pytest.mark.parametrize("example, mode", [("llama3", "int4"), ("gemma3", "int8")])
+@pytest.mark.parametrize(
+    "example, mode",
+    [
+        pytest.param("llama3", "int4", marks=NEEDS_INT4_EMBEDDINGS),
+        ("gemma3", "int8"),
+    ],
+)
 def test_a_language_model_trains_and_merges(example, mode):
     case = EXAMPLES[example]
     model = case.build()
