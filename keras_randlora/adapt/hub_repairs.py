@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -30,7 +31,7 @@ def complete_config(model: keras.Model) -> Iterator[None]:
     output matrix, for which the file has no values.
     """
     backbone = backbone_of(model)
-    embedding = getattr(backbone, "token_embedding", None)
+    embedding: Any = getattr(backbone, "token_embedding", None)
     arguments = inspect.signature(type(backbone).__init__).parameters
     if (
         not is_reversible(embedding)
