@@ -283,7 +283,7 @@ class RandLoRALayer(keras.layers.Layer):
     def unmerged_kernel(self, merged: Array) -> Array:
         """Return `merged - update` in the kernel's dtype and shape."""
         dtype = keras_internals.kernel_variable(self).dtype
-        merged = widened(merged, dtype)
+        merged = ops.convert_to_tensor(widened(merged, dtype))
         base = merged - self._update_like(merged)
         return ops.cast(base, dtype)
 

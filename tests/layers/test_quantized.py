@@ -488,7 +488,7 @@ def test_a_language_model_trains_and_merges(example, mode):
             assert_same_arrays(held_arrays(layer), before[layer.path])
     outputs = case.outputs(model)
     kr.merge_randlora(model, dequantize=True)
-    rounds_inputs = mode == "int8"
+    rounds_inputs = mode == "int8" or KERAS < (3, 14)
     assert_close(case.outputs(model), outputs, 5e-2 if rounds_inputs else 1e-4)
 
 
