@@ -5,6 +5,7 @@ is that of Python's `help()`, so nothing is downloaded.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,12 @@ def loss_and_optimizer(arguments: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def fit(model: Any, windows: Windows, batch_size: int) -> None:
+def fit(
+    model: Any,
+    windows: Windows,
+    batch_size: int,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> None:
     """Train a compiled model for one epoch, and print the losses."""
     model.fit(
         windows.inputs,
@@ -103,5 +109,5 @@ def fit(model: Any, windows: Windows, batch_size: int) -> None:
         batch_size=batch_size,
         shuffle=False,
         verbose=0,
-        callbacks=[StepLosses()],
+        callbacks=[StepLosses(), *callbacks],
     )

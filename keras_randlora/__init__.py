@@ -30,6 +30,7 @@ from keras_randlora.files import (
     save_adapter,
     save_optimizer,
     set_adapter,
+    upload_adapter,
 )
 from keras_randlora.layers import (
     RandLoRADense,
@@ -76,6 +77,7 @@ __all__ = [
     "save_optimizer",
     "set_adapter",
     "summary",
+    "upload_adapter",
 ]
 
 _methods.install()

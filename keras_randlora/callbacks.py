@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import warnings
@@ -26,7 +27,14 @@ from keras_randlora.files import (
     save_optimizer,
 )
 from keras_randlora.layers import dense_kernel
-from keras_randlora.tools import local_path, one_of, positive_integer, to_numpy
+from keras_randlora.tools import (
+    Hosts,
+    hosts_of,
+    local_path,
+    one_of,
+    positive_integer,
+    to_numpy,
+)
 
 EPOCH = "epoch"
 MODES = ("auto", "min", "max")
@@ -160,12 +168,12 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         return found[-1] if found else None
 
     def _found(self) -> list[SavedAdapter]:
-        """Return the files of `path`, the oldest first."""
-        files = [
-            SavedAdapter(path, moment)
-            for path in matching(self.path)
-            if (moment := read_moment(path)) is not None
-        ]
+        """Return the files of `path` that the writing process finds."""
+        hosts = hosts_of(self.model.variables) if self.model is not None else Hosts()
+        paths = matching(self.path) if hosts.writes else ()
+        found = [(str(path), moment) for path in paths if (moment := read_moment(path))]
+        told = json.loads(hosts.told("RandLoRACheckpoint", json.dumps(found)))
+        files = [SavedAdapter(Path(path), Moment(*moment)) for path, moment in told]
         return sorted(files, key=lambda file: (file.moment.step, file.moment.epoch))
 
     def _look_back(self) -> None:
@@ -178,10 +186,10 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
             if file.moment.value is not None:
                 self._improved(file.moment.value)
         if self.best != known:
-            print(
+            _say(
+                self.model,
                 f"RandLoRACheckpoint resumes with the best so far: {self.monitor} "
                 f"{self.best:g}.",
-                flush=True,
             )
 
     def _save(self, logs: Mapping[str, Any], **fields: int) -> None:
@@ -200,7 +208,6 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         kept = self._rule.kept([*others, new])
         if new not in kept:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         if self.with_optimizer:
             # Before the first of two files that belong together is written.
             require_finite(self.model)
@@ -210,12 +217,13 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         self._files = [*others, new]
         for file in others:
             if file not in kept:
-                # The adapter last: a resumed run finds the files by it.
-                file.path.with_suffix(OPTIMIZER_SUFFIX).unlink(missing_ok=True)
-                file.path.unlink(missing_ok=True)
                 self._files.remove(file)
+                if _writes(self.model):
+                    # The adapter last: a resumed run finds the files by it.
+                    file.path.with_suffix(OPTIMIZER_SUFFIX).unlink(missing_ok=True)
+                    file.path.unlink(missing_ok=True)
         if self.verbose:
-            print(f"\nEpoch {self._epoch + 1}: adapter saved to {path}", flush=True)
+            _say(self.model, f"\nEpoch {self._epoch + 1}: adapter saved to {path}")
 
     def _path(self, logs: Mapping[str, Any], **fields: int) -> Path:
         try:
@@ -318,7 +326,8 @@ class RandLoRALogger(keras.callbacks.Callback):
         self.log_dir = log_dir
         self.every = _checked_frequency("every", every)
         self.records: list[UpdateRecord] = []
-        self._writer = None if log_dir is None else _tensorboard_writer(log_dir)
+        self._make_writer = None if log_dir is None else _tensorboard_writer()
+        self._writer: Any = None
         self._kernel_norms: dict[str, float] = {}
         self._latest: list[UpdateRecord] = []
         self._clock = _Clock(self.every)
@@ -326,6 +335,8 @@ class RandLoRALogger(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Compute the norms of the frozen kernels."""
         self._latest = []  # another optimizer counts its own steps
+        if self._make_writer and not self._writer and _writes(self.model):
+            self._writer = self._make_writer(str(self.log_dir))
         self._kernel_norms = {
             site.address: _norm(dense_kernel(site.layer)) for site in self._sites()
         }
@@ -401,6 +412,17 @@ class _Clock:
         return True
 
 
+def _writes(model: keras.Model) -> bool:
+    """Whether this is the process that writes files of a model."""
+    return hosts_of(model.variables).writes
+
+
+def _say(model: keras.Model, text: str) -> None:
+    """Print a line once, however many processes hold a model."""
+    if _writes(model):
+        print(text, flush=True)
+
+
 def _steps(model: keras.Model) -> int:
     """Return the number of steps of a model's optimizer."""
     return int(to_numpy(model.optimizer.iterations)) if model.compiled else 0
@@ -450,7 +472,7 @@ def _direction(monitor: str, mode: str) -> str:
     return mode
 
 
-def _tensorboard_writer(log_dir: str | os.PathLike[str]) -> Any:
+def _tensorboard_writer() -> Any:
     try:
         from tensorboard.summary import Writer
     except ImportError as error:
@@ -458,7 +480,7 @@ def _tensorboard_writer(log_dir: str | os.PathLike[str]) -> Any:
             "`RandLoRALogger` writes to `log_dir` with the package tensorboard, which "
             "is not installed: pip install tensorboard."
         ) from error
-    return Writer(str(log_dir))
+    return Writer
 
 
 def _norm(array: Any) -> float:

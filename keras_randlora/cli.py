@@ -1,4 +1,4 @@
-"""The command `keras-randlora`: inspect, merge, export and convert adapters."""
+"""The command `keras-randlora`: inspect, merge, export, convert, upload adapters."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from keras_randlora.files import (
     Moment,
     PathLike,
     checked_suffix,
+    fetched_file,
+    fetched_folder,
     load_adapter,
     merge_adapters,
     read_adapter,
     save_adapter,
+    upload_adapter,
 )
 from keras_randlora.peft import read_folder, require_free
 from keras_randlora.tools import local_path, replacing
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def info(arguments: argparse.Namespace) -> None:
     """Print the content of an adapter file or a PEFT folder."""
-    path = local_path(arguments.file)
+    path = fetched_file(arguments.file)
     if path.is_dir():
         _info_of_folder(path)
     else:
@@ -119,7 +122,7 @@ def convert(arguments: argparse.Namespace) -> None:
     if arguments.from_peft:
         output = checked_suffix(arguments.output)
         _require_free(output, arguments.overwrite)
-        read_folder(local_path(arguments.from_peft))
+        read_folder(fetched_folder(arguments.from_peft))
         model = _load(arguments)
         _say(peft.load(model, arguments.from_peft))
         save_adapter(model, arguments.output)
@@ -131,6 +134,17 @@ def convert(arguments: argparse.Namespace) -> None:
         _say(load_adapter(model, arguments.adapter))
         peft.save(model, arguments.to_peft, overwrite=arguments.overwrite)
         _say(f"Wrote {arguments.to_peft}.")
+
+
+def upload(arguments: argparse.Namespace) -> None:
+    """Upload an adapter file with a model card."""
+    page = upload_adapter(
+        arguments.uri,
+        arguments.adapter,
+        base_preset=arguments.preset,
+        data=arguments.data,
+    )
+    _say(f"Uploaded to {page}")
 
 
 def _info_of_file(path: Path) -> None:
@@ -257,7 +271,7 @@ def _one_line(error: Exception) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Inspect, merge, export and convert RandLoRA adapters.",
+        description="Inspect, merge, export, convert and upload RandLoRA adapters.",
         epilog="`keras-randlora COMMAND --help` explains a command, with examples. "
         "Exit status: 0, 1 if a command failed, 2 if the command line was wrong.",
     )
@@ -270,7 +284,9 @@ def _parser() -> argparse.ArgumentParser:
         "keras-randlora info adapter.safetensors",
         "keras-randlora info peft-folder/",
     )
-    command.add_argument("file", metavar="FILE", help="an adapter file or PEFT folder")
+    command.add_argument(
+        "file", metavar="FILE", help="an adapter file or PEFT folder, or hf://…"
+    )
 
     command = _command(
         commands,
@@ -322,6 +338,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--adapter", metavar="FILE")
     _add_output(command, "an adapter file, ending in .safetensors", required=False)
     command.set_defaults(run=_checked_convert(command))
+
+    command = _command(
+        commands,
+        upload,
+        "Upload an adapter file to a hub, with a model card. No model is loaded.",
+        "keras-randlora upload adapter.safetensors hf://user/name --preset gemma3_1b",
+    )
+    command.add_argument("adapter", metavar="FILE", help="an adapter file")
+    command.add_argument("uri", metavar="URI", help="hf://user/name, kaggle://…")
+    command.add_argument("--preset", metavar="P", help="its base, for the card")
+    command.add_argument("--data", metavar="TEXT", help="its data, for the card")
     return parser
 
 

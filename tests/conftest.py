@@ -54,6 +54,7 @@ def in_strips(monkeypatch):
 
     monkeypatch.setattr(strips, "FEWEST_ENTRIES", 0)
     monkeypatch.setattr(strips, "FEWEST_COLUMNS", 1)
+    monkeypatch.setattr(strips, "SMALLEST_COMPILED_SIDE", 0)
     monkeypatch.setattr(strips, "STRIP_OF_UPDATE", 300)
     monkeypatch.setattr(strips, "STRIP_OF_GRADIENT", 600)
 

@@ -6,7 +6,9 @@ every model that holds an adapted layer, however it got it. Plain models do not 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,12 +19,17 @@ from keras import ops
 from keras_randlora.adapt.compiled import note_compiled, shared_averages
 from keras_randlora.adapt.diagnostics import warn_of_large_steps, warn_of_unsaved
 from keras_randlora.adapt.state import find_state
-from keras_randlora.adapt.state_trees import restore_tree
+from keras_randlora.adapt.state_trees import (
+    layouts_for_any_number,
+    prepare_optimizer,
+    restore_tree,
+)
 from keras_randlora.layers import RandLoRALayer, is_factor, pass_gradients
-from keras_randlora.tools import keras_internals
+from keras_randlora.tools import hosts_of, keras_internals
 
 _ACTIONS: weakref.WeakKeyDictionary[keras.Model, Callable[[keras.Model], None]]
 _ACTIONS = weakref.WeakKeyDictionary()
+_WRITERS = ("save", "save_weights")
 _MAKERS = ("make_train_function", "make_test_function", "make_predict_function")
 
 
@@ -32,8 +39,13 @@ def install_guards() -> None:
         method = getattr(keras.Model, name)
         if not hasattr(method, "guarded"):
             setattr(keras.Model, name, _guarded_maker(name, method))
+    for name in _WRITERS:
+        method = getattr(keras.Model, name)
+        if not hasattr(method, "guarded"):
+            setattr(keras.Model, name, _guarded_writer(name, method))
     if not hasattr(keras.Model.set_state_tree, "guarded"):
         keras.Model.set_state_tree = _guarded_set_state_tree()
+        keras.Model.load_weights = _guarded_load_weights()
     keras_internals.check_before_quantizing(_refuse_to_quantize)
     keras_internals.spare_from_muon(is_factor)
 
@@ -79,6 +91,55 @@ def _guarded_set_state_tree() -> Callable[..., None]:
 
     set_state_tree.guarded = True  # type: ignore[attr-defined]
     return set_state_tree
+
+
+def _guarded_load_weights() -> Callable[..., None]:
+    """Return `load_weights`, which asks where variables lie before it reads Orbax.
+
+    Keras tells Orbax so under a distribution only; else it wants the devices that the
+    folder was written from.
+    """
+    method = keras.Model.load_weights
+
+    @functools.wraps(method)
+    def load_weights(
+        self: keras.Model, filepath: Any, *rest: Any, **options: Any
+    ) -> None:
+        if keras.backend.backend() != "jax" or not _adapted_layers(self):
+            method(self, filepath, *rest, **options)
+            return
+        with contextlib.ExitStack() as undo:
+            if os.path.isdir(filepath):
+                prepare_optimizer(self)
+                undo.enter_context(layouts_for_any_number(self))
+                if keras.distribution.distribution() is None:
+                    anyhow = keras.distribution.DataParallel(auto_shard_dataset=False)
+                    undo.enter_context(anyhow.scope())
+            method(self, filepath, *rest, **options)
+
+    load_weights.guarded = True  # type: ignore[attr-defined]
+    return load_weights
+
+
+def _guarded_writer(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that writes a model's weights, where one process has them."""
+
+    @functools.wraps(method)
+    def write(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        if _adapted_layers(self):
+            hosts = hosts_of(self.variables, divided=True)
+            if not hosts.alone:
+                raise ValueError(
+                    f"`{name}` of model '{self.name}' would read in one process what "
+                    f"is divided over {len(hosts.processes)}. Save the adapter with "
+                    "`save_adapter` and `save_optimizer`, the whole state with "
+                    "`keras.callbacks.OrbaxCheckpoint`, or the merged model with "
+                    "`export_merged`."
+                )
+        return method(self, *args, **kwargs)
+
+    write.guarded = True  # type: ignore[attr-defined]
+    return write
 
 
 def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:

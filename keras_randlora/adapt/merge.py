@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 
@@ -15,9 +15,11 @@ from keras_randlora.adapt.compiled import (
     renew_optimizers,
 )
 from keras_randlora.adapt.diagnostics import require_finite_updates, warn_of_zero_update
+from keras_randlora.adapt.sites import Site
 from keras_randlora.adapt.state import (
     HALF_MERGED,
     MERGED,
+    AdaptedState,
     adapted_state,
     forget,
     in_block,
@@ -25,12 +27,12 @@ from keras_randlora.adapt.state import (
 )
 from keras_randlora.layers import (
     RandLoRALayer,
-    held_arrays,
     hold,
+    kept,
     restore_float,
     write_kernel,
 )
-from keras_randlora.tools import is_traced, shown
+from keras_randlora.tools import hosts_of, is_traced, shown
 
 
 def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
@@ -40,7 +42,8 @@ def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
     compiled; its optimizer starts anew if it is fitted again.
 
     Layers are merged one after the other. After an interruption the outputs are still
-    the same, and a second call merges the rest.
+    the same, and a second call merges the rest. A kernel that is sharded over
+    devices or hosts is merged shard by shard and never gathered; every process calls.
 
     Args:
         model: An adapted model.
@@ -51,6 +54,8 @@ def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
     Raises:
         ValueError: The model is not adapted, or a kernel would not be finite. The
             model is unchanged.
+        RuntimeError: Not all processes that hold the model called, or it failed in
+            another one.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -66,7 +71,15 @@ def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
     """
     state = adapted_state(model, half_merged=True)
     left = [s for s in state.selection.adapted if isinstance(s.layer, RandLoRALayer)]
-    warn_of_zero_update(model, left)
+    with hosts_of(model.variables).together("merge_randlora"):
+        warn_of_zero_update(model, left)
+        _merge_all(model, state, left, dequantize)
+
+
+def _merge_all(
+    model: keras.Model, state: AdaptedState, left: Sequence[Site], dequantize: bool
+) -> None:
+    """Merge the layers that are left, then forget the adaptation."""
     require_finite_updates(left)
     layers = state.selection.layers
     models = models_holding(model, layers)
@@ -87,12 +100,13 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
     """Run with merged kernels and plain layers, then restore everything exactly.
 
     Inside the block the model computes at the speed of the base model and can be
-    exported. This needs host memory for a copy of the adapted kernels. Quantized
-    kernels are quantized again, with the update.
+    exported. This needs host memory for a copy of the adapted kernels, or of this
+    host's shards of them. Quantized kernels are quantized again, with the update.
 
     Raises:
         ValueError: The model is not adapted, or a kernel would not be finite.
-        RuntimeError: A compiler traces the call: kernels cannot be written there.
+        RuntimeError: A compiler traces the call: kernels cannot be written there; or
+            not all processes that hold the model called.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -105,14 +119,15 @@ def merged(model: keras.Model) -> Iterator[keras.Model]:
     _require_untraced()
     state = adapted_state(model)
     layers = state.selection.layers
-    require_finite_updates(state.selection.adapted)
+    with hosts_of(model.variables).together("merged"):
+        require_finite_updates(state.selection.adapted)
     models = models_holding(model, layers)
     functions = compiled_functions(models)
     with contextlib.ExitStack() as undo:
         undo.callback(put_back, functions)
         undo.callback(follow_changes, models, layers)
         for layer in shown(layers, "Merging", "layer"):
-            undo.callback(hold, layer, held_arrays(layer))
+            undo.callback(hold, layer, kept(layer))
             undo.callback(layer.reattach, layer.attachment())
             kernel = layer.merged_kernel()
             layer.detach()
@@ -130,7 +145,7 @@ def _merge(layer: RandLoRALayer, dequantize: bool) -> None:
         restore_float(layer, kernel)
         return
     with contextlib.ExitStack() as undo:
-        undo.callback(hold, layer, held_arrays(layer))
+        undo.callback(hold, layer, kept(layer))
         undo.callback(layer.reattach, layer.attachment())
         layer.detach()
         write_kernel(layer, kernel)

@@ -7,6 +7,8 @@ plain one is not, so nothing would be restored between the two.
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ from keras_randlora.layers import RandLoRALayer, is_lambda
 
 _WEIGHTS = ("trainable_variables", "non_trainable_variables")
 _OPTIMIZER = "optimizer_variables"
+_SEED = re.compile(r"seed_generator(?:_(\d+))?/seed_generator_state$")
 
 Tree = Mapping[str, Any]
 
@@ -42,6 +45,7 @@ def restore_tree(
             weight of the model or has another shape. The model is unchanged.
     """
     values = {path: v for name in _WEIGHTS for path, v in _flat(tree.get(name, {}))}
+    values = _with_own_seeds(model, values)
     lambdas = [path for path in values if is_lambda(path)]
     if not adapted:
         if lambdas:
@@ -59,11 +63,89 @@ def restore_tree(
         _require_all(model, adapted, values, becomes_base)
     _assign(model, adapted, values)
     others = {name: part for name, part in tree.items() if name not in _WEIGHTS}
+    state = others.pop(_OPTIMIZER, None)
     if becomes_base:
         for layer in adapted:
             layer.randlora.reset()
-        others.pop(_OPTIMIZER, None)  # it belongs to other variables
+    elif state is not None:  # of a base it belongs to other variables
+        others[_OPTIMIZER] = _with_own_names(model, state)
     restore(model, others)
+
+
+class _AnyNumber(dict[str, Any]):
+    """Entries that are found under another number than Keras gave them here."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the entry, else the first one of that name but for the number."""
+        if name in self:
+            return self[name]
+        kind = _unnumbered(name)
+        alike = (value for key, value in self.items() if _unnumbered(key) == kind)
+        return next(alike, default)
+
+
+@contextlib.contextmanager
+def layouts_for_any_number(model: keras.Model) -> Iterator[None]:
+    """Let Keras find where a model's variables lie, whatever number a folder has.
+
+    Where it finds none, Orbax wants the devices that the folder was written from.
+    """
+    own = model.get_state_tree
+
+    def get_state_tree(*arguments: Any, **options: Any) -> Tree:
+        tree = own(*arguments, **options)
+        return {name: _AnyNumber(part) for name, part in tree.items()}
+
+    object.__setattr__(model, "get_state_tree", get_state_tree)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, "get_state_tree")
+
+
+def prepare_optimizer(model: keras.Model) -> None:
+    """Create the state of a compiled model's optimizer, where it has none yet.
+
+    Keras restores variables that are there only: a momentum that is not would begin
+    anew in silence.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if model.compiled and optimizer is not None and not optimizer.built:
+        optimizer.build(model.trainable_variables)
+
+
+def _with_own_names(model: keras.Model, state: Tree) -> Tree:
+    """Return an optimizer's state with the names of the model's.
+
+    Keras numbers optimizers by the order in which they are made: `adam`, `adam_1`.
+    """
+    prepare_optimizer(model)
+    optimizer = getattr(model, "optimizer", None)
+    own = {v.path.partition("/")[0] for v in optimizer.variables} if optimizer else {}
+    names = {_unnumbered(name): name for name in own}
+    return {names.get(_unnumbered(name), name): part for name, part in state.items()}
+
+
+def _with_own_seeds(model: keras.Model, values: dict[str, Any]) -> dict[str, Any]:
+    """Return values by path, random generators with the numbers of the model's.
+
+    Keras numbers them too, in the order in which a process makes them.
+    """
+    own = sorted((v.path for v in model.variables if _SEED.search(v.path)), key=_number)
+    saved = sorted(filter(_SEED.search, values), key=_number)
+    if len(own) != len(saved):
+        return values
+    names = dict(zip(saved, own, strict=True))
+    return {names.get(path, path): value for path, value in values.items()}
+
+
+def _number(path: str) -> tuple[str, int]:
+    before, number, _ = _SEED.split(path)
+    return before, int(number or 0)
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
 
 
 def _flat(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:

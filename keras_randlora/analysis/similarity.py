@@ -8,9 +8,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_randlora.adapt import sites
+from keras_randlora.tools import to_numpy
 
 Array = Any
 
@@ -147,10 +147,10 @@ def _recorded(layer: keras.layers.Layer, outputs: list[Array]) -> Iterator[None]
 
 
 def _examples(path: str, output: Array, mask: Array | None) -> np.ndarray:
-    array = np.asarray(ops.convert_to_numpy(output), "float32")
+    array = to_numpy(output).astype("float32")
     if mask is None:
         return array.reshape(-1, array.shape[-1])
-    counted = np.asarray(ops.convert_to_numpy(mask)).astype(bool)
+    counted = to_numpy(mask).astype(bool)
     if array.shape[: counted.ndim] != counted.shape:
         raise ValueError(
             f"The output of layer '{path}', of shape {array.shape}, does not begin as "
@@ -160,6 +160,6 @@ def _examples(path: str, output: Array, mask: Array | None) -> np.ndarray:
 
 
 def _centered(activations: Array) -> np.ndarray:
-    array = np.asarray(ops.convert_to_numpy(activations), "float64")
+    array = to_numpy(activations).astype("float64")
     array = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(0, 1)
     return array - array.mean(axis=0, keepdims=True) if len(array) else array

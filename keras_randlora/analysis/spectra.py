@@ -64,7 +64,7 @@ def update_matrix(layer: keras.layers.Layer, base: Array | None = None) -> np.nd
                 f"{layout.kernel_shape}. Received: shape {base.shape}."
             )
         added = _kernel(layer) - base
-    return np.asarray(ops.convert_to_numpy(layout.to_matrix(added)), "float64")
+    return to_numpy(layout.to_matrix(added)).astype("float64")
 
 
 def update_spectrum(

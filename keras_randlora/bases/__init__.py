@@ -7,8 +7,13 @@ new distribution.
 
 from keras_randlora.bases.distributions import Distribution
 from keras_randlora.bases.draws import seed_tensor
-from keras_randlora.bases.kinds import BasisKind, PairSize
-from keras_randlora.bases.operators import Operator
+from keras_randlora.bases.kinds import BasisKind, EntrywiseBasis, PairSize
+from keras_randlora.bases.operators import (
+    BLOCK,
+    DenseOperator,
+    KroneckerOperator,
+    Operator,
+)
 from keras_randlora.bases.sparse import SparseOperator, sparse_operations, sparse_pays
 from keras_randlora.bases.spec import (
     BasisSpec,
@@ -20,9 +25,13 @@ from keras_randlora.bases.spec import (
 )
 
 __all__ = [
+    "BLOCK",
     "BasisKind",
     "BasisSpec",
+    "DenseOperator",
     "Distribution",
+    "EntrywiseBasis",
+    "KroneckerOperator",
     "Operator",
     "PairSize",
     "SparseOperator",

@@ -25,13 +25,21 @@ from keras_randlora.adapt import (
     warn_of_zero_update,
 )
 from keras_randlora.export.formats import FORMATS
+from keras_randlora.export.gathering import gathered
 from keras_randlora.export.onnx_file import UntraceableError
 from keras_randlora.export.second_process import (
     require_importable_classes,
     write_elsewhere,
 )
 from keras_randlora.export.stages import Say, speaker
-from keras_randlora.tools import bytes_of, local_path, replacing, to_numpy
+from keras_randlora.tools import (
+    Hosts,
+    bytes_of,
+    hosts_of,
+    local_path,
+    replacing,
+    to_numpy,
+)
 
 
 def export_merged(
@@ -65,6 +73,9 @@ def export_merged(
     with `{"INFERENCE_PRECISION_HINT": "f32"}`. In `.onnx` and `.tflite` files weights
     are limited to 2 GB.
 
+    Of a model over several hosts every process calls. Each kernel is gathered once, on
+    the host that writes, which needs memory for the whole model.
+
     Args:
         model: An adapted model.
         path: The file or folder, as in the table.
@@ -79,7 +90,7 @@ def export_merged(
         ModuleNotFoundError: A package is missing; the message says how to install it.
         OSError: `path` cannot be written, or is a folder with other files.
         RuntimeError: The conversion failed; its message is given. What was at `path` is
-            still there.
+            still there. Or not all processes that hold the model called.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -89,21 +100,36 @@ def export_merged(
     28
     """
     state = adapted_state(model)
-    warn_of_zero_update(model, state.selection.adapted)
     path = local_path(path)
-    _check_request(model, path, format, overwrite)
-    kind = FORMATS[format]
-    backend = kind.writer
-    if backend != keras.backend.backend():
-        require_importable_classes(model, format, backend)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    hosts = hosts_of(model.variables)
+    doing = f"export_merged to '{path}'"
+    with hosts.together(doing):  # what one process finds at the path is known to all
+        warn_of_zero_update(model, state.selection.adapted)
+        _check_request(model, path, format, overwrite or not hosts.writes)
+        backend = FORMATS[format].writer
+        if backend != keras.backend.backend():
+            require_importable_classes(model, format, backend)
     with (
-        replacing(path) as place,
+        hosts.together(doing),
+        _place(path, hosts) as place,
         merged(model),
         _plain(model, state),
         complete_config(model),
+        gathered(model, hosts),
     ):
-        _write(model, place, format, speaker(format, verbose))
+        if hosts.writes:
+            _write(model, place, format, speaker(format, verbose))
+
+
+@contextlib.contextmanager
+def _place(path: Path, hosts: Hosts) -> Iterator[str]:
+    """Yield where the process that writes does so, see `replacing`."""
+    if not hosts.writes:
+        yield ""
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as place:
+        yield place
 
 
 def _write(model: keras.Model, path: str, format: str, say: Say) -> None:

@@ -1,7 +1,7 @@
 """Adapters, optimizers and mixtures of adapters on disk.
 
-In: an adapted model, or a path. Out: files, written atomically, or the model with their
-content.
+In: an adapted model, a path, an address on a hub. Out: files, written atomically, or
+the model with their content.
 """
 
 from keras_randlora.files.adapter import (
@@ -16,6 +16,7 @@ from keras_randlora.files.combine import (
     PathLike,
     merge_adapters,
 )
+from keras_randlora.files.hub import fetched_file, fetched_folder
 from keras_randlora.files.moments import (
     Moment,
     Rule,
@@ -26,6 +27,7 @@ from keras_randlora.files.optimizer import (
     load_optimizer,
     save_optimizer,
 )
+from keras_randlora.files.upload import upload_adapter
 from keras_randlora.files.weights import (
     check_adapter,
     get_adapter,
@@ -40,6 +42,8 @@ __all__ = [
     "SavedAdapter",
     "check_adapter",
     "checked_suffix",
+    "fetched_file",
+    "fetched_folder",
     "get_adapter",
     "load_adapter",
     "load_optimizer",
@@ -52,4 +56,5 @@ __all__ = [
     "save_adapter_of",
     "save_optimizer",
     "set_adapter",
+    "upload_adapter",
 ]

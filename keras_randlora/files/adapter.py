@@ -38,10 +38,11 @@ from keras_randlora.adapt import (
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.files.base import Base, base_of, warn_of_another_base
+from keras_randlora.files.hub import HubAddress, fetched_file
 from keras_randlora.files.moments import Moment
 from keras_randlora.files.weights import check_adapter, get_adapter, set_adapter
 from keras_randlora.layers import kernel_shape, stable_names
-from keras_randlora.tools import local_path, write_atomically
+from keras_randlora.tools import hosts_of, local_path, write_atomically
 
 FORMAT = "keras-randlora-adapter"
 FORMAT_VERSION = 1
@@ -76,7 +77,9 @@ class AdapterFile(NamedTuple):
 def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Save the trained values of an adapted model to one `.safetensors` file.
 
-    The file is replaced atomically: a crash leaves the former file whole.
+    The file is replaced atomically: a crash leaves the former file whole. Of a
+    model over several hosts every process calls; one writes, and all return when the
+    file is complete.
 
     Args:
         model: An adapted model.
@@ -86,6 +89,8 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
         ValueError: The model is not adapted, the path has another suffix, or a
             trained value is not finite.
         OSError: The file cannot be written.
+        RuntimeError: Not all processes that hold the model called, or it failed in
+            another one.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -103,18 +108,23 @@ def save_adapter_of(
 ) -> None:
     """Save an adapter file that records the moment of the run."""
     state = adapted_state(model)
-    warn_of_zero_update(model, state.selection.adapted)
-    warn_of_unsaved(model, state.variables().values())
-    file = AdapterFile(
-        config=state.config,
-        layers={s.address: kernel_shape(s.layer) for s in state.selection.adapted},
-        also_trained=tuple(site.address for site in state.selection.also_trained),
-        tensors=get_adapter(model),
-        bases=given_bases(model),
-        base=base_of(model, state.selection.adapted),
-        moment=moment,
-    )
-    write_adapter(file, path)
+    path = checked_suffix(path)
+    hosts = hosts_of(model.variables)
+    with hosts.together(f"save_adapter to '{path}'"):
+        warn_of_zero_update(model, state.selection.adapted)
+        warn_of_unsaved(model, state.variables().values())
+        adapted = state.selection.adapted
+        file = AdapterFile(
+            config=state.config,
+            layers={site.address: kernel_shape(site.layer) for site in adapted},
+            also_trained=tuple(site.address for site in state.selection.also_trained),
+            tensors=get_adapter(model),
+            bases=given_bases(model),
+            base=base_of(model, adapted),
+            moment=moment,
+        )
+        if hosts.writes:
+            write_adapter(file, path)
 
 
 def write_adapter(file: AdapterFile, path: str | os.PathLike[str]) -> None:
@@ -148,7 +158,9 @@ def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
 
     Args:
         model: A built model with the base weights that the adapter was trained on.
-        path: A file of `save_adapter`, from any backend.
+        path: A file of `save_adapter`, from any backend; or its address on a hub, such
+            as `"hf://user/name"` (see `files.hub`). For a model over several hosts
+            every process calls, and reads the same file.
 
     Returns:
         A `Report` of the adapted layers and the counts.
@@ -157,7 +169,10 @@ def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
         ValueError: The file is damaged, of another kind or version, was made for
             another model or other options, or holds non-finite values. The model
             is unchanged.
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file, or not for every process.
+        PermissionError: The account may not read it on the hub.
+        ConnectionError: It is not in the local cache, and the hub cannot be reached.
+        RuntimeError: Not all processes that hold the model called.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -167,7 +182,9 @@ def load_adapter(model: keras.Model, path: str | os.PathLike[str]) -> Report:
     >>> kr.load_adapter(fresh, "adapter.safetensors").layers[0].path
     'd'
     """
-    file = adapter_for(model, path)
+    place = fetched_file(path)
+    hosts_of(model.variables).require_same_files("load_adapter", [place])
+    file = adapter_for(model, place)
     if is_adapted(model):
         _require_same_adaptation(model, file, path)
         set_adapter(model, file.tensors)
@@ -224,7 +241,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
         ValueError: The file is damaged, or of another kind or version.
         FileNotFoundError: There is no such file.
     """
-    path = local_path(path)
+    path = fetched_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no adapter file '{path}'.")
     try:
@@ -407,6 +424,12 @@ def checked_suffix(path: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: It does not end in `.safetensors`.
     """
+    if HubAddress.parsed(os.fspath(path)) is not None:
+        raise ValueError(
+            "Adapters are saved to a local file first: `save_adapter(model, "
+            f"'adapter.safetensors')`, then `upload_adapter('{path}', "
+            "'adapter.safetensors')`."
+        )
     path = local_path(path)
     if path.suffix != ".safetensors":
         raise ValueError(

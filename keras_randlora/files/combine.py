@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_randlora.adapt import (
     adapted_state,
@@ -24,12 +23,12 @@ from keras_randlora.adapt import (
 from keras_randlora.files.adapter import adapter_for, load_adapter, require_same_base
 from keras_randlora.layers import (
     dense_kernel,
-    held_arrays,
     hold,
+    kept,
     named_weights,
     write_kernel,
 )
-from keras_randlora.tools import shown, to_numpy
+from keras_randlora.tools import assign, copy_of, shown, to_numpy
 
 PathLike = str | os.PathLike[str]
 
@@ -92,11 +91,11 @@ class Change(NamedTuple):
         """Add it, and let `undo` restore the former value exactly."""
         target = self.target
         if isinstance(target, keras.Variable):
-            undo.callback(target.assign, np.array(to_numpy(target)))
-            target.assign(ops.cast(_wide(target) + self.value, target.dtype))
+            undo.callback(assign, target, copy_of(target))
+            assign(target, _wide(target) + self.value)
             return
         kernel = np.array(to_numpy(dense_kernel(target)))
-        undo.callback(hold, target, held_arrays(target))
+        undo.callback(hold, target, kept(target))
         write_kernel(target, kernel + self.value)
 
 
@@ -131,7 +130,7 @@ def _changes(model: keras.Model, path: PathLike) -> dict[str, Change]:
             changes[key] = Change(variable, change)
     finally:
         for key, variable in state.extra.items():
-            variable.assign(before[key])
+            assign(variable, before[key])
         disable_randlora(model)
     return changes
 

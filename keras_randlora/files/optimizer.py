@@ -25,6 +25,8 @@ from safetensors.numpy import save
 
 from keras_randlora.adapt import adapted_state, before_training
 from keras_randlora.tools import (
+    assign,
+    hosts_of,
     keras_internals,
     local_path,
     random_states,
@@ -60,7 +62,8 @@ def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Save the state of an adapted model's optimizer and random generators.
 
     With the file of `save_adapter` it resumes training exactly as without an
-    interruption, dropout included.
+    interruption, dropout included. Of a model over several hosts every process
+    calls, and one writes.
 
     Args:
         model: An adapted, compiled model that has been fitted.
@@ -70,6 +73,8 @@ def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
         ValueError: The model is not adapted, or its optimizer has no state yet or
             values that are not finite.
         OSError: The file cannot be written. The former one is untouched.
+        RuntimeError: Not all processes that hold the model called, or it failed in
+            another one.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -87,25 +92,35 @@ def save_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
             f"Model '{model.name}' has no optimizer state to save. Compile and fit it "
             "first."
         )
+    hosts = hosts_of([*model.variables, *optimizer.variables])
+    with hosts.together(f"save_optimizer to '{path}'"):
+        data = _content(model, optimizer, trained)
+        if hosts.writes:
+            write_atomically(path, data)
+
+
+def _content(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer, trained: list[str]
+) -> bytes:
+    """Return what a file of an optimizer's state holds."""
     state, rates = _split(optimizer)
-    for variable in (*state, *rates):
-        if not np.isfinite(to_numpy(variable).astype("float64")).all():
-            raise ValueError(
-                f"The optimizer's state '{variable.path}' holds values that are not "
-                "finite. Resume from an earlier file."
-            )
-    arrays = {str(i): variable for i, variable in enumerate(state)}
-    arrays |= {f"{_RATE}/{i}": variable for i, variable in enumerate(rates)}
-    for name, array in random_states(model).items():
-        arrays[f"{_SEED}/{name}"] = array
+    held: dict[str, np.ndarray] = {}
+    for prefix, variables in (("", state), (f"{_RATE}/", rates)):
+        for i, variable in enumerate(variables):
+            array = held[f"{prefix}{i}"] = np.array(to_numpy(variable), order="C")
+            if not np.isfinite(array.astype("float64")).all():
+                raise ValueError(
+                    f"The optimizer's state '{variable.path}' holds values that are "
+                    "not finite. Resume from an earlier file."
+                )
+    for name, seed in random_states(model).items():
+        held[f"{_SEED}/{name}"] = np.array(seed, order="C")
     header = {
         "version": FORMAT_VERSION,
         "optimizer": _kind(optimizer),
         "trained": trained,
     }
-    held = {name: np.array(to_numpy(v), order="C") for name, v in arrays.items()}
-    data = save(held, metadata={FORMAT: json.dumps(header)})
-    write_atomically(path, data)
+    return save(held, metadata={FORMAT: json.dumps(header)})
 
 
 def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -119,7 +134,8 @@ def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
         ValueError: The model is not adapted or not compiled, the file is damaged, or
             it belongs to another kind of optimizer or other variables. The
             optimizer is unchanged.
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file, or not for every process.
+        RuntimeError: Not all processes that hold the model called.
 
     Warns:
         UserWarning: The saved learning rate replaces the compiled one; or one of the
@@ -142,7 +158,10 @@ def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"Model '{model.name}' has no optimizer. Call `model.compile(...)` first."
         )
-    saved = _read(local_path(path))
+    path = local_path(path)
+    variables = [*model.variables, *optimizer.variables]
+    hosts_of(variables).require_same_files("load_optimizer", [path])
+    saved = _read(path)
     # Files of version 1.0 do not name what a LossScaleOptimizer wraps.
     if saved.kind not in (_kind(optimizer), type(optimizer).__name__):
         raise ValueError(
@@ -169,7 +188,7 @@ def load_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
             "the model as it was when saved."
         ) from error
     for variable, array in zip(state, saved.state, strict=True):
-        variable.assign(array)
+        assign(variable, array)
     _load_rates(path, optimizer, rates, saved.rates)
 
 
@@ -191,7 +210,7 @@ def _load_rates(
         return
     for variable, array in zip(rates, saved, strict=True):
         before = float(to_numpy(variable))
-        variable.assign(array)
+        assign(variable, array)
         if not np.isclose(before, float(array), rtol=1e-6):
             warnings.warn(
                 f"The learning rate is {float(array):g} again, as when '{path}' was "

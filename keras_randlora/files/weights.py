@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_randlora.adapt import adapted_state, follow_values
+from keras_randlora.tools import assign, hosts_of, to_numpy
 
 
 def adapter_variables(model: keras.Model) -> dict[str, keras.Variable]:
@@ -33,6 +33,7 @@ def get_adapter(model: keras.Model) -> dict[str, np.ndarray]:
 
     Raises:
         ValueError: The model is not adapted.
+        RuntimeError: Some of them are divided over hosts, and not all processes called.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -40,21 +41,24 @@ def get_adapter(model: keras.Model) -> dict[str, np.ndarray]:
     >>> {path: array.shape for path, array in kr.get_adapter(model).items()}
     {'d/lambda': (2, 2), 'd/gamma': (2, 4)}
     """
-    return {
-        path: np.array(ops.convert_to_numpy(variable))
-        for path, variable in adapter_variables(model).items()
-    }
+    variables = adapter_variables(model)
+    with hosts_of(variables.values(), divided=True).together("get_adapter"):
+        return {path: np.array(to_numpy(v)) for path, v in variables.items()}
 
 
 def set_adapter(model: keras.Model, state: Mapping[str, Any]) -> None:
     """Set the trained values from a dictionary of `get_adapter`.
 
     Nothing is compiled again: adapters switch by assigning arrays. An optimizer's
-    averages of them (`use_ema=True`, `ScheduleFreeAdamW`) restart.
+    averages of them (`use_ema=True`, `ScheduleFreeAdamW`) restart. Of a model over
+    several hosts every process passes the same.
 
     Raises:
         ValueError: The model is not adapted, or `state` has a missing, unknown,
-            misshapen or non-finite entry. The model is unchanged.
+            misshapen or non-finite entry, or another one in another process. The model
+            is unchanged.
+        RuntimeError: Not all processes that hold the model called, or `state` was
+            refused in another one.
 
     Example:
     >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
@@ -66,11 +70,14 @@ def set_adapter(model: keras.Model, state: Mapping[str, Any]) -> None:
     [[1.0, 1.0], [1.0, 1.0]]
     """
     variables = adapter_variables(model)
-    arrays = check_adapter(
-        state, {path: tuple(variable.shape) for path, variable in variables.items()}
-    )
+    hosts = hosts_of(variables.values())
+    with hosts.together("set_adapter"):
+        arrays = check_adapter(
+            state, {path: tuple(variable.shape) for path, variable in variables.items()}
+        )
+    hosts.require_same("set_adapter", arrays.items(), "an adapter")
     for path, variable in variables.items():
-        variable.assign(arrays[path])
+        assign(variable, arrays[path])
     follow_values(model, list(variables.values()))
 
 
@@ -96,7 +103,7 @@ def check_adapter(
     for path, shape in shapes.items():
         if path not in state:
             raise ValueError(f"The adapter has no entry '{path}' of shape {shape}.")
-        array = arrays[path] = np.asarray(ops.convert_to_numpy(state[path]))
+        array = arrays[path] = to_numpy(state[path])
         if array.shape != shape:
             raise ValueError(
                 f"The adapter's entry '{path}' has shape {array.shape}; the model "

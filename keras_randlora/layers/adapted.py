@@ -14,6 +14,7 @@ from keras import ops
 from keras_randlora.config import TRAIN_BIASES, LayerOptions
 from keras_randlora.layers import store
 from keras_randlora.layers.adapter import RandLoRAAdapter
+from keras_randlora.layers.divided import merged_in_parts
 from keras_randlora.layers.quantized import (
     dense_kernel,
     float_policy,
@@ -21,7 +22,7 @@ from keras_randlora.layers.quantized import (
     require_supported_mode,
     widened,
 )
-from keras_randlora.tools import cast, is_ragged, keras_internals
+from keras_randlora.tools import cast, is_divided, is_ragged, keras_internals
 from keras_randlora.update import (
     BasisBank,
     KernelLayout,
@@ -274,11 +275,14 @@ class RandLoRALayer(keras.layers.Layer):
         Returns:
             In the kernel's dtype, float32 for a quantized kernel.
         """
+        kernel = keras_internals.kernel_variable(self)
+        if self.quantization_mode is None and is_divided(kernel):
+            return merged_in_parts(self)
         base = dense_kernel(self)
         merged = base + self._update_like(base)
         if self.quantization_mode is not None:
             return merged
-        return ops.cast(merged, keras_internals.kernel_variable(self).dtype)
+        return ops.cast(merged, kernel.dtype)
 
     def unmerged_kernel(self, merged: Array) -> Array:
         """Return `merged - update` in the kernel's dtype and shape."""

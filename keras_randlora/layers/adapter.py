@@ -14,7 +14,14 @@ from keras_randlora.config import LayerOptions
 from keras_randlora.layers import store
 from keras_randlora.layers.product import AdaptedProduct
 from keras_randlora.layers.quantized import float_policy, frozen_kernel
-from keras_randlora.tools import cast, in_graph, is_sparse, keras_internals, to_dense
+from keras_randlora.tools import (
+    assign,
+    cast,
+    in_graph,
+    is_sparse,
+    keras_internals,
+    to_dense,
+)
 from keras_randlora.update import BasisBank
 
 if TYPE_CHECKING:
@@ -137,8 +144,8 @@ class RandLoRAAdapter(keras.layers.Layer):
 
     def reset(self) -> None:
         """Set λ to 0 and γ to `1 / s`: the update is zero again."""
-        self.lambda_.assign(np.zeros(self.lambda_.shape, "float32"))
-        self.gamma.assign(np.full(self.gamma.shape, 1.0 / self.shape.smaller, "f4"))
+        assign(self.lambda_, np.zeros(self.lambda_.shape, "float32"))
+        assign(self.gamma, np.full(self.gamma.shape, 1.0 / self.shape.smaller, "f4"))
 
     def owner(self) -> RandLoRALayer:
         """Return the layer that is adapted.

@@ -209,7 +209,7 @@ class AdaptedProduct:
             bases = reader.read(stored, shape, x.dtype, after=x)
             update = Update(shape, lambda_, gamma, *bases, scale)
             kernel = _base_kernel(frozen, held, x, after=x)
-            kernel = adapted_kernel(update, kernel, layout)
+            kernel = adapted_kernel(update, kernel, layout, after=x)
             return layout.apply(frozen.seen(x), kernel)
 
         def backward(tensors: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
@@ -221,7 +221,7 @@ class AdaptedProduct:
             update = Update(shape, lambda_, gamma, *bases, scale)
             kernel = _base_kernel(frozen, held, x, after=gradient)
             kernel = None if kernel is None else layout.to_matrix(kernel)
-            kernel = adapted_matrix(update, kernel)
+            kernel = adapted_matrix(update, kernel, after=gradient)
             gradient = layout.output_rows(gradient, len(x.shape))
             x_gradient = layout.from_rows(gradient @ transpose(kernel), x)
             del kernel  # torch frees what has no name

@@ -28,7 +28,18 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_randlora.tools import cast, keras_internals, reshape, to_numpy, with_rows
+from keras_randlora.tools import (
+    Parts,
+    assign,
+    cast,
+    copy_of,
+    here,
+    keras_internals,
+    reshape,
+    to_numpy,
+    undistributed,
+    with_rows,
+)
 
 Array = Any
 SUPPORTED_MODES = (None, "int8", "int4")
@@ -174,18 +185,24 @@ def widened(tensor: Array, dtype: Any) -> Array:
 
 def held_arrays(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
     """Return copies of the arrays that store the kernel, by the layer's attribute."""
-    frozen = frozen_kernel(layer)
-    return {
-        name: np.array(to_numpy(variable))
-        for name, variable in zip(frozen.names, frozen.variables(layer), strict=True)
-    }
+    return {name: np.array(to_numpy(v)) for name, v in _holding(layer).items()}
+
+
+def kept(layer: keras.layers.Layer) -> dict[str, np.ndarray | Parts]:
+    """Return copies of this host's shards of them, for `hold`."""
+    return {name: copy_of(variable) for name, variable in _holding(layer).items()}
 
 
 def hold(layer: keras.layers.Layer, arrays: Mapping[str, Array]) -> None:
-    """Assign the result of `held_arrays`."""
+    """Assign what `held_arrays` or `kept` returned, or tensors."""
+    for name, variable in _holding(layer).items():
+        assign(variable, arrays[name])
+
+
+def _holding(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """Return the variables that hold the kernel, by the name of the attribute."""
     frozen = frozen_kernel(layer)
-    for name, variable in zip(frozen.names, frozen.variables(layer), strict=True):
-        variable.assign(arrays[name])
+    return dict(zip(frozen.names, frozen.variables(layer), strict=True))
 
 
 def write_kernel(layer: keras.layers.Layer, kernel: Array) -> None:
@@ -197,7 +214,10 @@ def write_kernel(layer: keras.layers.Layer, kernel: Array) -> None:
     """
     if layer.quantization_mode is None:
         variable = keras_internals.kernel_variable(layer)
-        variable.assign(ops.cast(kernel, variable.dtype))
+        if isinstance(kernel, np.ndarray):
+            assign(variable, kernel)
+        else:
+            variable.assign(ops.cast(kernel, variable.dtype))
     else:
         hold(layer, held_arrays(quantized_alike(layer, kernel)))
 
@@ -213,13 +233,14 @@ def quantized_alike(layer: keras.layers.Layer, kernel: Array) -> keras.layers.La
     config = plain_class.get_config(layer)
     config["dtype"] = "float32"
     config.pop("quantization_config", None)
-    twin = plain_class.from_config(config)
-    twin.build_from_config(layer.get_build_config())
-    keras_internals.kernel_variable(twin).assign(kernel)
-    if layer.bias is not None:
-        twin.bias.assign(layer.bias)
-    with _quick_collection():
-        twin.quantize(**keras_internals.quantize_options(layer))
+    with undistributed():  # Keras reads the kernel whole
+        twin = plain_class.from_config(config)
+        twin.build_from_config(layer.get_build_config())
+        keras_internals.kernel_variable(twin).assign(here(kernel))
+        if layer.bias is not None:
+            twin.bias.assign(here(layer.bias))
+        with _quick_collection():
+            twin.quantize(**keras_internals.quantize_options(layer))
     return twin
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from keras_randlora.config import GIVEN
 from keras_randlora.layers.quantized import held_arrays, hold
-from keras_randlora.tools import keras_internals, to_numpy
+from keras_randlora.tools import assign, keras_internals, to_numpy
 
 if TYPE_CHECKING:
     from keras_randlora.layers.adapted import RandLoRALayer
@@ -86,8 +86,8 @@ def read_adapter(layer: RandLoRALayer, saved: Any) -> None:
         adapter.arrivals = Arrivals()
         return
     _require_same_origin(layer, json.loads(np.asarray(saved["options"]).tobytes()))
-    adapter.lambda_.assign(np.asarray(saved["lambda"]))
-    adapter.gamma.assign(np.asarray(saved["gamma"]))
+    assign(adapter.lambda_, np.asarray(saved["lambda"]))
+    assign(adapter.gamma, np.asarray(saved["gamma"]))
     names = [f"base{name}" for name in adapter.product.kernel.names]
     names = names if names[0] in saved else list(_ENTRIES)
     adapter.arrivals.base = {name: np.asarray(saved[name]) for name in names}
@@ -108,7 +108,7 @@ def _restore(layer: RandLoRALayer) -> None:
     kernel = np.array(to_numpy(layer.unmerged_kernel(variable)))
     index, value = (base[name] for name in _ENTRIES)
     kernel.reshape(-1)[index] = value.astype(kernel.dtype)
-    variable.assign(kernel)
+    assign(variable, kernel)
 
 
 def _base_entries(layer: RandLoRALayer) -> dict[str, np.ndarray]:

@@ -24,9 +24,16 @@ from keras_randlora.adapt import (
     warn_of_unsaved,
 )
 from keras_randlora.config import GIVEN, RandLoRAConfig, TrainBias
-from keras_randlora.files import check_adapter, get_adapter, set_adapter
+from keras_randlora.files import (
+    check_adapter,
+    fetched_folder,
+    get_adapter,
+    set_adapter,
+)
 from keras_randlora.layers import layout_of, named_weights
 from keras_randlora.peft.folder import (
+    CONFIG_NAME,
+    TENSORS_NAME,
     PeftFolder,
     draw_bases,
     read_folder,
@@ -34,7 +41,7 @@ from keras_randlora.peft.folder import (
     write_folder,
 )
 from keras_randlora.peft.names import ModuleNames
-from keras_randlora.tools import local_path, to_numpy
+from keras_randlora.tools import hosts_of, local_path, to_numpy
 from keras_randlora.update import UpdateShape
 
 _TRAIN_BIAS: dict[str, TrainBias] = {"none": "none", "randlora_only": "adapted"}
@@ -60,7 +67,8 @@ def load(
     Args:
         model: A plain keras-hub backbone or task with the same base weights.
         directory: A folder with `adapter_config.json` and
-            `adapter_model.safetensors`.
+            `adapter_model.safetensors`, or its address on a hub, such as
+            `"hf://user/name"` (see `files.hub`).
         name_map: Paths of modules in transformers by layer path, for layers that
             `keras_randlora.peft.names` has no table for.
 
@@ -89,7 +97,10 @@ def load(
     12
     """
     require_plain(model)
-    folder = read_folder(local_path(directory))
+    directory = fetched_folder(directory)
+    files = [directory / name for name in (CONFIG_NAME, TENSORS_NAME)]
+    hosts_of(model.variables).require_same_files("peft.load", files)
+    folder = read_folder(directory)
     names = ModuleNames(model, name_map)
     adapted = names.sites(folder.factors)
     state = {
@@ -151,9 +162,30 @@ def save(
     ['adapter_config.json', 'adapter_model.safetensors']
     """
     directory = local_path(directory)
-    require_free(directory, overwrite)
+    hosts, doing = hosts_of(model.variables), f"peft.save to '{directory}'"
+    with hosts.together(doing):  # what one process finds there is known to all
+        if hosts.writes:
+            require_free(directory, overwrite)
     state = adapted_state(model)
     names = ModuleNames(model, name_map, prefix)
+    with hosts.together(doing):
+        options = {
+            "base_model_name_or_path": base_model,
+            "task_type": task_type,
+            "fan_in_fan_out": names.conv1d,
+        }
+        folder = _folder_of(model, state, names, options)
+        if hosts.writes:
+            write_folder(directory, folder)
+
+
+def _folder_of(
+    model: keras.Model,
+    state: AdaptedState,
+    names: ModuleNames,
+    options: dict[str, Any],
+) -> PeftFolder:
+    """Return what a folder of an adapted model holds."""
     adapted = names.modules(state.selection.adapted)
     whole = names.modules(state.selection.also_trained)
     _require_representable(state)
@@ -167,11 +199,9 @@ def save(
         "target_modules": "|".join(map(re.escape, adapted)),
         # PEFT compares the ends of paths: "classifier" would be "pre_classifier" too.
         "modules_to_save": [f".{module}" for module in whole] or None,
-        "base_model_name_or_path": base_model,
-        "task_type": task_type,
-        "fan_in_fan_out": names.conv1d,
+        **options,
     }
-    folder = PeftFolder(
+    return PeftFolder(
         config=config,
         factors={
             module: (values[f"{site.address}/lambda"], values[f"{site.address}/gamma"])
@@ -185,7 +215,6 @@ def save(
         weights=_whole_weights(values, whole),
         bases=_peft_bases(adapted.values()),
     )
-    write_folder(directory, folder)
 
 
 # From a folder to the state of a model, with the names of `get_adapter`.

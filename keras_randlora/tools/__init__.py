@@ -12,7 +12,6 @@ from keras_randlora.tools.arrays import (
     is_sparse,
     reshape,
     to_dense,
-    to_numpy,
     transpose,
     with_rows,
 )
@@ -26,19 +25,38 @@ from keras_randlora.tools.checks import (
     uint32,
 )
 from keras_randlora.tools.embeddings import is_reversible
+from keras_randlora.tools.hosts import Hosts, hosts_of
 from keras_randlora.tools.markup import html_table
 from keras_randlora.tools.progress import shown
 from keras_randlora.tools.seeds import random_states, set_random_states
+from keras_randlora.tools.shards import (
+    Parts,
+    assign,
+    copy_of,
+    corners,
+    here,
+    is_divided,
+    to_numpy,
+    undistributed,
+)
 from keras_randlora.tools.sizes import bytes_of, in_words, item_size
 from keras_randlora.tools.tracing import in_graph, is_traced, traced_apart
 
 __all__ = [
+    "Hosts",
+    "Parts",
+    "assign",
     "bytes_of",
     "cast",
+    "copy_of",
+    "corners",
     "finite_number",
+    "here",
+    "hosts_of",
     "html_table",
     "in_graph",
     "in_words",
+    "is_divided",
     "is_ragged",
     "is_reversible",
     "is_sparse",
@@ -60,6 +78,7 @@ __all__ = [
     "traced_apart",
     "transpose",
     "uint32",
+    "undistributed",
     "with_rows",
     "write_atomically",
 ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 Array = Any
@@ -74,8 +73,3 @@ def to_dense(tensor: Array) -> Array:
 
 def _is_torch(tensor: Array) -> bool:
     return keras.backend.backend() == "torch" and hasattr(tensor, "permute")
-
-
-def to_numpy(tensor: Array) -> np.ndarray:
-    """Return a tensor or variable as an array, which may share its memory."""
-    return np.asarray(ops.convert_to_numpy(tensor))

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_randlora.tools import keras_internals
-from keras_randlora.tools.arrays import to_numpy
+from keras_randlora.tools.shards import assign, to_numpy
 
 _TORCH, _CUDA = "torch", "cuda"
 
@@ -46,7 +46,7 @@ def set_random_states(model: keras.layers.Layer, states: Mapping[str, Any]) -> N
     if count != len(own):
         raise ValueError(f"it has {len(own)} random generators, not {count}")
     for i, state in enumerate(own):
-        state.assign(states[str(i)])
+        assign(state, states[str(i)])
     if _TORCH in states and keras.backend.backend() == "torch":
         import torch
 

@@ -21,6 +21,8 @@ from keras_randlora.bases import (
 )
 from keras_randlora.config import BASIS_STORAGES, GIVEN, LayerOptions
 from keras_randlora.tools import (
+    assign,
+    corners,
     is_traced,
     one_of,
     to_numpy,
@@ -215,7 +217,7 @@ class BasisBank(keras.layers.Layer):
     def restore(self) -> None:
         """Restore the drawn bases, whatever was written into the variables."""
         for name, values in self.draw_stored().items():
-            getattr(self, name).assign(values)
+            assign(getattr(self, name), values)
 
     def _guard(self) -> None:
         """Let weight lists and state trees assign no bases of another seed."""
@@ -227,10 +229,11 @@ class BasisBank(keras.layers.Layer):
         shape = tuple(getattr(self, name).shape)
         if is_traced() or tuple(values.shape) != shape:
             return  # no values yet, or refused by the variable
-        rows, columns = sample.shape
-        found = to_numpy(ops.cast(values[:rows, :columns], "float32"))
         own = to_numpy(ops.cast(ops.cast(sample, self._held_dtype), "float32"))
-        if not np.array_equal(found, own):
+        if any(
+            not np.array_equal(found, own[place])
+            for place, found in corners(values, sample.shape)
+        ):
             raise ValueError(
                 f"`{name}` of '{self.name}' follows from seed={self.spec.seed} and "
                 f"basis={self.spec.basis!r}; these are the values of other bases. λ "
@@ -281,7 +284,7 @@ class GivenBasisBank(BasisBank):
     """A pair of bases that came with a file and does not follow from a seed.
 
     It is written to weights files with the model, and read from them: a bank that
-    is rebuilt from its configuration holds NaN until then.
+    is rebuilt from its configuration holds infinity until then.
 
     Args:
         rank: Rows `r` of `basis_a`.
@@ -310,9 +313,12 @@ class GivenBasisBank(BasisBank):
         return np.array(a), np.array(b)
 
     def draw_stored(self) -> dict[str, np.ndarray]:
-        """Return NaN, the values until the pair is loaded."""
+        """Return infinity, the values until the pair is loaded.
+
+        JAX takes NaN for another value in each process.
+        """
         shapes = self.spec.kind.shapes(self.size)
-        return {n: np.full(shape, np.nan, "float32") for n, shape in shapes.items()}
+        return {n: np.full(shape, np.inf, "float32") for n, shape in shapes.items()}
 
     def rounded(self, basis: np.ndarray) -> np.ndarray:
         """Return a basis as the bank would hold it, float32."""
@@ -337,7 +343,7 @@ class GivenBasisBank(BasisBank):
 
     def _assign(self, basis_a: Array, basis_b: Array) -> None:
         for variable, basis in zip(self.weights, (basis_a, basis_b), strict=True):
-            variable.assign(basis)
+            assign(variable, basis)
 
 
 def bank_for(

@@ -24,6 +24,7 @@ from keras_randlora.update.formula import (
     kernel_update,
     projected_gradient,
 )
+from keras_randlora.update.gradient import computed_after
 from keras_randlora.update.layouts import KernelLayout
 
 Array = Any
@@ -33,6 +34,9 @@ STRIP_OF_UPDATE = 2**18
 STRIP_OF_GRADIENT = 2**20
 FEWEST_ENTRIES = 2**20
 FEWEST_COLUMNS = 32
+# XLA runs the body of a loop on fewer threads than a large product: strips pay for
+# kernels whose smaller side is at least this.
+SMALLEST_COMPILED_SIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -96,27 +100,36 @@ class Update:
         return adapter_gradients(stacked, *factors, self.scale)
 
 
-def adapted_kernel(update: Update, kernel: Array | None, layout: KernelLayout) -> Array:
+def adapted_kernel(
+    update: Update,
+    kernel: Array | None,
+    layout: KernelLayout,
+    after: Array | None = None,
+) -> Array:
     """Return `kernel + update` in the shape of the kernel, see `adapted_matrix`.
 
     Args:
         update: The update.
         kernel: The frozen kernel, `None` for none.
         layout: How the kernel is read as a matrix.
+        after: What the strips wait for, see `computed_after`.
     """
     if not _pays(update):
         return _sum(kernel, layout.to_kernel(update.matrix()))
     matrix = None if kernel is None else layout.to_matrix(kernel)
-    return layout.to_kernel(adapted_matrix(update, matrix))
+    return layout.to_kernel(adapted_matrix(update, matrix, after))
 
 
-def adapted_matrix(update: Update, kernel: Array | None) -> Array:
+def adapted_matrix(
+    update: Update, kernel: Array | None, after: Array | None = None
+) -> Array:
     """Return `kernel + update`, taken in the wider dtype of the two.
 
     Args:
         update: The update.
         kernel: The frozen kernel as a matrix `(inputs, outputs)` or a batch of them,
             `None` for none.
+        after: What the strips wait for, see `computed_after`.
 
     Returns:
         The adapted kernel, of the matrix's shape, in the dtype of B.
@@ -129,25 +142,31 @@ def adapted_matrix(update: Update, kernel: Array | None) -> Array:
     else:
         width = width_of(shape, STRIP_OF_UPDATE)
         count, axis = shape.smaller // width, 0 if shape.transposed else 1
-
-    def strip(number: Any) -> Array:
-        start = number * width
-        if shape.batch is not None:
-            added = update.of_batch(number).matrix()[None]
-        else:
-            added = update.columns(start, width).matrix()
-        if kernel is None:
-            return added
-        return _sum(loops.part(kernel, axis, start, width), added)
+    # A compiled loop begins with a copy of the kernel and adds to it.
+    dtype = keras.backend.standardize_dtype(update.basis_b.dtype)
+    compiled = keras.backend.backend() != "torch"
+    in_place = compiled and kernel is not None and _dtype(kernel) == dtype
 
     def body(number: Any, whole: Array) -> Array:
-        return loops.with_part(whole, axis, number * width, strip(number))
+        start = number * width
+        if shape.batch is not None:
+            strip = update.of_batch(number).matrix()[None]
+        else:
+            strip = update.columns(start, width).matrix()
+        former = whole if in_place else kernel
+        if former is not None:
+            strip = _sum(loops.part(former, axis, start, width), strip)
+        return loops.with_part(whole, axis, start, strip)
 
-    sides = shape.inputs, shape.outputs
-    whole = sides if shape.batch is None else (shape.batch, *sides)
-    dtype = keras.backend.standardize_dtype(update.basis_b.dtype)
-    sources = [update.lambda_, update.gamma, *([] if kernel is None else [kernel])]
-    return loops.run(count, body, loops.zeros(whole, dtype, sources))
+    initial = kernel
+    if not in_place:
+        sides = shape.inputs, shape.outputs
+        whole = sides if shape.batch is None else (shape.batch, *sides)
+        sources = [update.lambda_, update.gamma, *([] if kernel is None else [kernel])]
+        initial = loops.zeros(whole, dtype, sources)
+    if after is not None:
+        initial = computed_after(after, initial)
+    return loops.run(count, body, initial)
 
 
 def gradients_of_matrix(update: Update, gradient: Array) -> AdapterGradients:
@@ -244,6 +263,9 @@ def _pays(update: Update) -> bool:
     shape = update.shape
     if not update.basis_b.in_strips or shape.entries < FEWEST_ENTRIES:
         return False
+    compiled = keras.backend.backend() != "torch"
+    if compiled and shape.batch is None and shape.smaller < SMALLEST_COMPILED_SIDE:
+        return False
     sharded = isinstance(
         keras.distribution.distribution(), keras.distribution.ModelParallel
     )
@@ -261,5 +283,8 @@ def _sum(kernel: Array | None, update: Array) -> Array:
     """Return their sum in the update's dtype, taken in the wider of the two."""
     if kernel is None:
         return update
-    wide = keras.backend.standardize_dtype(kernel.dtype)
-    return cast(kernel + cast(update, wide), update.dtype)
+    return cast(kernel + cast(update, _dtype(kernel)), _dtype(update))
+
+
+def _dtype(tensor: Array) -> str:
+    return keras.backend.standardize_dtype(tensor.dtype)

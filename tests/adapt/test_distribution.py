@@ -15,6 +15,7 @@ import pytest
 from distribution_worker import RUNS
 from models import EXAMPLES as MODELS
 from models import structure_of
+from processes import ON_CPU, free_port, run_together
 from safetensors.numpy import load_file
 
 import keras_randlora as kr
@@ -22,14 +23,10 @@ import keras_randlora as kr
 BACKEND = keras.backend.backend()
 WORKER = Path(__file__).parents[1] / "distribution_worker.py"
 EXAMPLE_WORKER = WORKER.with_name("example_worker.py")
-EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+DEVICES = "--xla_force_host_platform_device_count={}"
+EIGHT_DEVICES = DEVICES.format(8)
 COMPILE_FAST = os.environ["XLA_FLAGS"]  # of conftest.py
 RTOL = 1e-5
-ON_CPU = {
-    "PYTHONPATH": str(WORKER.parents[1]),
-    "CUDA_VISIBLE_DEVICES": "",
-    "JAX_PLATFORMS": "cpu",
-}
 
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is for JAX")
 on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.distribute")
@@ -275,6 +272,8 @@ def test_enabling_under_another_strategy_is_refused(mirrored_first):
 # The examples, which are also how TensorFlow and torch are tested
 
 OPTIONS = ("--steps", 3, "--batch-size", 8, "--sequence-length", 16)
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+ONE_PROCESS = (*TORCHRUN, 1)
 STEP = re.compile(r"steps: (\d+)  mean loss: ([\d.]+)")
 
 
@@ -286,16 +285,42 @@ class Trained(NamedTuple):
     replicas: list[dict]
 
 
+def command_of(example, folder, *options):
+    """Return the command that runs an example, and the file that it saves."""
+    output = folder / "adapter.safetensors"
+    arguments = (example, folder, *OPTIONS, "--output", output, *options)
+    return (EXAMPLE_WORKER, *arguments), output
+
+
+def trained(printed, folder, output):
+    """Return what a run that printed this has left in the folder."""
+    replicas = [dict(np.load(path)) for path in sorted(folder.glob("replica_*.npz"))]
+    losses = [float(loss) for _, loss in STEP.findall(printed)]
+    return Trained(losses, load_file(output), replicas)
+
+
 def train(example, folder, *options, launcher=(), **environment):
     """Run an example with Python, or with what launches several processes."""
     folder.mkdir()
-    output = folder / "adapter.safetensors"
-    arguments = (example, folder, *OPTIONS, "--output", output, *options)
-    printed = run(*launcher, EXAMPLE_WORKER, *arguments, **environment)
-    replicas = [dict(np.load(path)) for path in sorted(folder.glob("replica_*.npz"))]
+    command, output = command_of(example, folder, *options)
+    printed = run(*launcher, *command, **environment)
     assert (folder / "saved").read_text() == "1"
-    losses = [float(loss) for _, loss in STEP.findall(printed)]
-    return Trained(losses, load_file(output), replicas)
+    return trained(printed, folder, output)
+
+
+def train_over_two_hosts(example, folder, *options, launchers=((), ()), environments):
+    """Run an example twice at the same time, as two hosts do."""
+    folder.mkdir()
+    command, output = command_of(example, folder, *options)
+    commands = [(*launcher, *command) for launcher in launchers]
+    ended = run_together(commands, 240, environments)
+    for one in ended:
+        assert one.status == 0, one.printed[-5000:]
+    found = [trained(one.printed, folder, output) for one in ended]
+    speaking = [one for one in found if one.losses]
+    for one in speaking[1:]:
+        assert one.losses == speaking[0].losses
+    return speaking[0]
 
 
 def assert_same_training(spread, alone, devices):
@@ -311,13 +336,41 @@ def assert_same_training(spread, alone, devices):
                 np.testing.assert_array_equal(replica[path], array)
 
 
+@pytest.fixture(scope="module")
+def jax_alone(tmp_path_factory):
+    """Run the JAX example on one device."""
+    folder = tmp_path_factory.mktemp("alone") / "1"
+    return train("distributed_jax", folder, XLA_FLAGS=COMPILE_FAST)
+
+
 @on_jax
-def test_the_jax_example(tmp_path):
+def test_the_jax_example(tmp_path, jax_alone):
     eight = f"{EIGHT_DEVICES} {COMPILE_FAST}"
-    alone = train("distributed_jax", tmp_path / "1", XLA_FLAGS=COMPILE_FAST)
     sharded = ("--model-parallel", 4)
     spread = train("distributed_jax", tmp_path / "8", *sharded, XLA_FLAGS=eight)
-    assert_same_training(spread, alone, 8)
+    assert_same_training(spread, jax_alone, 8)
+
+
+@on_jax
+def test_the_jax_example_over_two_hosts(tmp_path, jax_alone):
+    common = {
+        "XLA_FLAGS": f"{DEVICES.format(2)} {COMPILE_FAST}",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"localhost:{free_port()}",
+        "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+    }
+    spread = train_over_two_hosts(
+        "distributed_jax",
+        tmp_path / "2",
+        "--several-hosts",
+        *("--model-parallel", 2, "--checkpoints", tmp_path / "orbax"),
+        environments=[
+            {**common, "KERAS_DISTRIBUTION_PROCESS_ID": str(process), "RANK": str(rank)}
+            for process, rank in ((0, 0), (1, 2))
+        ],
+    )
+    assert_same_training(spread, jax_alone, 4)
+    assert (tmp_path / "orbax" / "0" / "pytree").is_dir()
 
 
 @on_tensorflow
@@ -331,9 +384,26 @@ def test_the_tensorflow_example(tmp_path):
 
 @on_torch
 def test_the_torch_example(tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
     alone, spread = (
-        train("distributed_torch", tmp_path / str(count), launcher=(*torchrun, count))
+        train("distributed_torch", tmp_path / str(count), launcher=(*TORCHRUN, count))
         for count in (1, 2)
     )
+    assert_same_training(spread, alone, 2)
+
+
+@on_torch
+def test_the_torch_example_over_two_hosts(tmp_path):
+    alone = train("distributed_torch", tmp_path / "1", launcher=ONE_PROCESS)
+    agent = (
+        *("-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}"),
+        *("--rdzv-id", "two-hosts", "--local-addr", "localhost"),
+    )
+    spread = train_over_two_hosts(
+        "distributed_torch",
+        tmp_path / "2",
+        launchers=(agent, agent),
+        environments=({}, {}),
+    )
+    assert (tmp_path / "2" / "saved").read_text() == "1"
     assert_same_training(spread, alone, 2)

@@ -114,8 +114,38 @@ def test_plain_models_are_left_to_keras():
         model.set_state_tree({"weights": {}})
 
 
+@pytest.mark.parametrize("prepared", [True, False])
+def test_optimizers_and_generators_have_other_numbers(prepared):
+    def trained_model():
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((6,))
+        x = keras.layers.Dense(5, name="hidden")(inputs)
+        x = keras.layers.Dropout(0.5, name="dropout")(x)
+        model = keras.Model(inputs, keras.layers.Dense(3, name="head")(x), name="mlp")
+        model.enable_randlora(rank=2, targets="all-linear")
+        model.compile(keras.optimizers.Adam(1e-2), "mse")
+        return model
+
+    source, model = trained_model(), trained_model()
+    x, y = np.ones((4, 6), "float32"), np.ones((4, 3), "float32")
+    source.fit(x, y, epochs=2, verbose=0)
+    assert source.optimizer.name != model.optimizer.name
+    if prepared:
+        model.optimizer.build(model.trainable_variables)
+    model.set_state_tree(tree_of(source))
+    for ours, theirs in (
+        (model.optimizer.variables, source.optimizer.variables),
+        (model.non_trainable_variables, source.non_trainable_variables),
+    ):
+        assert len(ours) == len(theirs)
+        for variable, saved in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(as_numpy(variable), as_numpy(saved))
+    assert any(v.path.startswith("seed_generator") for v in model.variables)
+
+
 @since((3, 14), "`OrbaxCheckpoint`")
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
+@pytest.mark.filterwarnings("ignore:Use `metadata` instead")
 def test_orbax_folders(tmp_path):
     pytest.importorskip("orbax.checkpoint")
 

@@ -59,6 +59,13 @@ def test_jax_holds_a_few_kernels_at_a_time(basis):
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="asks JAX's compiler")
+def test_jax_holds_less_in_strips(in_strips):
+    whole = 0.75 * DEPTH * KERNEL_BYTES
+    step = compiled_by_jax(model_of(basis="kronecker"))
+    assert step.memory_analysis().temp_size_in_bytes < 0.5 * whole
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="asks JAX's compiler")
 def test_jax_forms_each_update_once_for_each_pass():
     assert compiled_by_jax(model_of()).as_text().count(" dot(") >= PRODUCTS
 

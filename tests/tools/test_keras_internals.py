@@ -133,6 +133,21 @@ def test_a_distribution_tells_its_layout_map():
     assert internals.layout_map_of(data) is None
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
+def test_one_process_has_no_coordinator():
+    assert internals.coordinator() is None  # one that has is in test_several_hosts.py
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
+def test_a_variable_gives_out_another_value_for_a_while():
+    variable = dense().kernel
+    own, other = variable.value, np.ones((6, 4), "float32")
+    with internals.held_as(variable, other):
+        assert variable.value is other
+        assert keras.ops.convert_to_numpy(variable).sum() == 24
+    assert variable.value is own
+
+
 def test_children_are_ordered():
     model = keras.Sequential([layers.Dense(2, name=name) for name in "ab"])
     places = {"a": 1, "b": 0}

@@ -63,9 +63,11 @@ from keras_randlora.tools.keras_internals.quantized import (
     scale_for_kernel,
 )
 from keras_randlora.tools.keras_internals.reliances import require as _require
+from keras_randlora.tools.keras_internals.runtime import coordinator
 from keras_randlora.tools.keras_internals.variables import (
     autocast,
     has_layout,
+    held_as,
     in_forward_mode,
     is_transformed,
     layout_map_of,
@@ -86,6 +88,7 @@ __all__ = [
     "averages_of",
     "check_before_quantizing",
     "children",
+    "coordinator",
     "embeddings_variable",
     "forget_losses",
     "forget_quantize_options",
@@ -93,6 +96,7 @@ __all__ = [
     "has_int4_blocks",
     "has_layout",
     "heads_of",
+    "held_as",
     "in_forward_mode",
     "in_stateless_scope",
     "input_signature",

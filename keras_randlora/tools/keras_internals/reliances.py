@@ -132,6 +132,19 @@ RELIANCES = (
     # Variables, gradients
     Reliance("keras.Variable", "_autocast", "conversion on reading"),
     Reliance("keras.Variable", "_layout", "sharding", backend="jax"),
+    Reliance("keras.Variable", "_value", "an array that spans hosts", backend="jax"),
+    Reliance(
+        "jax._src.distributed",
+        "global_state",
+        "agreements between processes",
+        backend="jax",
+    ),
+    Reliance(
+        "jax._src.distributed.State",
+        "client",
+        "agreements between processes",
+        backend="jax",
+    ),
     Reliance("keras.distribution.ModelParallel", "_layout_map", "where experts lie"),
     Reliance(
         "keras.Model",

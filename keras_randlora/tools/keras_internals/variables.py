@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -71,6 +72,21 @@ def replace_gradient(outputs: Any, gradients: Callable[..., Sequence[Any]]) -> N
 def has_layout(variable: keras.Variable) -> bool:
     """Return whether a variable has a layout over devices (`keras.distribution`)."""
     return variable._layout is not None
+
+
+@contextlib.contextmanager
+def held_as(variable: keras.Variable, value: Any) -> Iterator[None]:
+    """Let a variable on JAX give out another value within the block, laid out anyhow.
+
+    Args:
+        variable: The variable; its own value is put back as it was.
+        value: An array of its shape and dtype, of JAX or NumPy.
+    """
+    own, variable._value = variable._value, value
+    try:
+        yield
+    finally:
+        variable._value = own
 
 
 def layout_map_of(distribution: Any) -> Any:

@@ -1,0 +1,89 @@
+"""Runs hub commands for `files/test_hub.py`: the endpoint is read on import.
+
+Usage: python hub_worker.py FOLDER, with lines of JSON on stdin: a step's name and its
+arguments. Each answers with a line of JSON: a value, or the kind and text of the error.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+from models import EXAMPLES, moved_adapter
+
+import keras_randlora as kr
+from keras_randlora import cli
+from keras_randlora.files.hub import upload_files
+
+FOLDER = Path(sys.argv[1])
+FILE = str(FOLDER / "local.safetensors")
+
+
+def plain():
+    return EXAMPLES["mlp"].build()
+
+
+def loaded(address):
+    """Load an adapter and say whether it is the local one."""
+    model = plain()
+    kr.load_adapter(model, address)
+    expected = plain()
+    kr.load_adapter(expected, FILE)
+    pairs = zip(
+        kr.get_adapter(model).values(), kr.get_adapter(expected).values(), strict=True
+    )
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def save():
+    """Save the local adapter and its PEFT folder."""
+    model = plain()
+    kr.enable_randlora(model, rank=2, targets="all-linear", train_bias="none")
+    kr.set_adapter(model, moved_adapter(model, 3))
+    kr.save_adapter(model, FILE)
+    names = {"hidden_1": "net.0", "hidden_2": "net.1", "head": "net.2"}
+    kr.peft.save(model, FOLDER / "peft", name_map=names)
+    return sorted(path.name for path in (FOLDER / "peft").iterdir())
+
+
+def upload_peft(uri):
+    files = {p.name: p.read_bytes() for p in (FOLDER / "peft").iterdir()}
+    return upload_files(uri, files, "A PEFT folder")
+
+
+def load_peft(uri):
+    names = {"hidden_1": "net.0", "hidden_2": "net.1", "head": "net.2"}
+    return kr.peft.load(plain(), uri, name_map=names).trainable
+
+
+def merge(uri):
+    model, expected = plain(), plain()
+    kr.merge_adapters(model, {uri: 0.5})
+    kr.merge_adapters(expected, {FILE: 0.5})
+    pairs = zip(model.get_weights(), expected.get_weights(), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+STEPS = {
+    "save": save,
+    "upload": lambda uri, **card: kr.upload_adapter(uri, FILE, **card),
+    "load": loaded,
+    "merge": merge,
+    "upload_peft": upload_peft,
+    "load_peft": load_peft,
+    "save_there": lambda uri: kr.save_adapter(plain(), uri),
+    "info": lambda uri: cli.main(["info", uri]),
+    "command": lambda uri: cli.main(["upload", FILE, uri]),
+}
+
+if __name__ == "__main__":
+    keras.utils.set_random_seed(0)
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        card = arguments.pop() if arguments and isinstance(arguments[-1], dict) else {}
+        try:
+            answer = {"value": STEPS[name](*arguments, **card)}
+        except Exception as error:
+            answer = {"error": type(error).__name__, "text": str(error)}
+        print("ANSWER " + json.dumps(answer), flush=True)
