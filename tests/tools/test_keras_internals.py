@@ -473,6 +473,8 @@ def test_every_private_name_is_a_reliance():
 @pytest.mark.parametrize("reliance", reliances.RELIANCES, ids=lambda r: r.owner)
 def test_a_name_is_missed_where_it_is_not(reliance):
     """An invented name is never found, and each name where it should be is."""
+    if reliance.backend not in (None, BACKEND):
+        pytest.skip(f"of {reliance.backend}, which would be loaded")
     invented = reliance._replace(names="_never_was")
     assert reliances.missing_names(invented) == ["_never_was"]
     if reliances.concerns_us(reliance):
