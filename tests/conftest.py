@@ -5,17 +5,15 @@ import os
 import sys
 import tempfile
 
+import xla_flags
+
 os.environ.setdefault("KERAS_BACKEND", "jax")
 # Friendly to small machines, where a worker of pytest-xdist has one core, and XLA
 # compiles many small programs; what the environment already says counts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
+os.environ.setdefault("XLA_FLAGS", xla_flags.of_installed())
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # OpenVINO else forks processes that tell its makers of each conversion.
 os.environ.setdefault("CI", "true")

@@ -16,14 +16,19 @@ from keras_randlora.layers import holder_of, layout_of
 from keras_randlora.tools import keras_internals, to_numpy
 
 # Optimizers whose steps are about as large as the learning rate, whatever the gradient.
-_NORMALIZING = (
-    keras.optimizers.Adam,
-    keras.optimizers.Adamax,
-    keras.optimizers.Lion,
-    keras.optimizers.Muon,
-    keras.optimizers.Nadam,
-    keras.optimizers.RMSprop,
-    keras.optimizers.ScheduleFreeAdamW,
+# By name, since `ScheduleFreeAdamW` is new in Keras 3.14.
+_NORMALIZING = tuple(
+    getattr(keras.optimizers, name)
+    for name in (
+        "Adam",
+        "Adamax",
+        "Lion",
+        "Muon",
+        "Nadam",
+        "RMSprop",
+        "ScheduleFreeAdamW",
+    )
+    if hasattr(keras.optimizers, name)
 )
 # The largest `alpha / rank * learning_rate` without a warning. `examples/vision`
 # trained with 0.06 and ended at chance with 0.2, with every basis and rank tried.

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import keras
+
+from keras_randlora.tools import is_reversible
 
 
 def backbone_of(model: keras.Model) -> keras.Model:
@@ -28,10 +31,10 @@ def complete_config(model: keras.Model) -> Iterator[None]:
     output matrix, for which the file has no values.
     """
     backbone = backbone_of(model)
-    embedding = getattr(backbone, "token_embedding", None)
+    embedding: Any = getattr(backbone, "token_embedding", None)
     arguments = inspect.signature(type(backbone).__init__).parameters
     if (
-        not isinstance(embedding, keras.layers.ReversibleEmbedding)
+        not is_reversible(embedding)
         or "tie_word_embeddings" not in arguments
         or "tie_word_embeddings" in backbone.get_config()
     ):

@@ -235,6 +235,6 @@ def _untrained(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimi
     inner = getattr(optimizer, "inner_optimizer", None)
     if inner is not None:
         return keras.optimizers.LossScaleOptimizer(_untrained(inner))
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+    if not hasattr(optimizer, "learning_rate"):  # a `MultiOptimizer` has several
         return keras.optimizers.SGD()
     return keras.optimizers.SGD(float(to_numpy(optimizer.learning_rate)))

@@ -278,7 +278,8 @@ class RandLoRALayer(keras.layers.Layer):
         kernel = keras_internals.kernel_variable(self)
         if self.quantization_mode is None and is_divided(kernel):
             return merged_in_parts(self)
-        merged = ops.add(dense_kernel(self), self.randlora.update())
+        base = dense_kernel(self)
+        merged = base + self._update_like(base)
         if self.quantization_mode is not None:
             return merged
         return ops.cast(merged, kernel.dtype)
@@ -286,8 +287,17 @@ class RandLoRALayer(keras.layers.Layer):
     def unmerged_kernel(self, merged: Array) -> Array:
         """Return `merged - update` in the kernel's dtype and shape."""
         dtype = keras_internals.kernel_variable(self).dtype
-        base = ops.subtract(widened(merged, dtype), self.randlora.update())
+        merged = ops.convert_to_tensor(widened(merged, dtype))
+        base = merged - self._update_like(merged)
         return ops.cast(base, dtype)
+
+    def _update_like(self, kernel: Array) -> Array:
+        """Return the update in the dtype of a kernel, for `+` and `-`.
+
+        On torch `ops.add` of Keras 3.16 gives float32 also for two tensors in float64.
+        """
+        dtype = keras.backend.standardize_dtype(kernel.dtype)
+        return cast(self.randlora.update(), dtype)
 
     def _held(self) -> list[Array]:
         variables = self.randlora.product.kernel.variables(self)

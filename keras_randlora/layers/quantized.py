@@ -7,10 +7,13 @@
 | `"int4"` | packed `kernel`, `kernel_scale` | `kernel / scale`, a scale per output |
 | `"int4"`, blocks | and `kernel_zero` | `(kernel - zero) * scale`, one per block |
 
+Keras has blocks since 3.14, and made them its default for `"int4"`.
+
 A layer may also round its inputs to 8 bits (Keras's default for `"int8"`); the gradient
 passes the rounding unchanged (straight-through estimator), as in Keras.
 
-Source: `keras/src/layers/core/dense.py` and `einsum_dense.py` of Keras 3.15.
+Source: `keras/src/layers/core/dense.py` and `einsum_dense.py` of Keras 3.12 to 3.15,
+`keras/src/quantizers/modes` of Keras 3.16.
 """
 
 from __future__ import annotations
@@ -40,9 +43,8 @@ from keras_randlora.tools import (
 
 Array = Any
 SUPPORTED_MODES = (None, "int8", "int4")
-_FLOAT = ("_kernel",)
-_PER_OUTPUT = ("_kernel", "kernel_scale")
-_PER_BLOCK = ("_kernel", "kernel_scale", "kernel_zero")
+_PER_BLOCK = keras_internals.KERNEL_NAMES
+_FLOAT, _PER_OUTPUT = _PER_BLOCK[:1], _PER_BLOCK[:2]
 
 
 @dataclass(frozen=True)
@@ -82,26 +84,25 @@ class QuantizedKernel(FrozenKernel):
     """A kernel stored quantized.
 
     Attributes:
-        packed_columns: Columns of a kernel with two entries per byte, else `None`.
-        block: Number of rows that share a scale, `None` for all.
+        packing: How a kernel with two entries per byte is packed, else `None`.
         scale_for_kernel: Gives `kernel_scale` the axes of the kernel; `None` if it has
             them.
         round_inputs: Quantizes the inputs to `(integers, scale)`, or `None`.
     """
 
-    packed_columns: int | None = None
-    block: int | None = None
+    packing: keras_internals.Packing | None = None
     scale_for_kernel: Callable[[Array], Array] | None = None
     round_inputs: Callable[[Array], tuple[Array, Array]] | None = None
 
     def dense(self, held: Sequence[Array], dtype: Any) -> Array:
         """Return the kernel in `dtype`, with the operations that Keras runs."""
         kernel, scale = held[:2]
-        if self.packed_columns is not None:
-            kernel = keras.quantizers.unpack_int4(kernel, self.packed_columns, axis=-1)
+        packing = self.packing
+        if packing is not None:
+            kernel = keras.quantizers.unpack_int4(kernel, packing.length, packing.axis)
         kernel, scale = cast(kernel, dtype), cast(scale, dtype)
-        if self.block is not None:
-            kernel = _from_blocks(kernel, scale, cast(held[2], dtype), self.block)
+        if packing is not None and packing.block is not None:
+            kernel = _from_blocks(kernel, scale, cast(held[2], dtype), packing.block)
         elif self.scale_for_kernel is not None:
             kernel = kernel / self.scale_for_kernel(scale)
         else:
@@ -119,7 +120,7 @@ class QuantizedKernel(FrozenKernel):
 def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
     """Return the shape of a layer's kernel in floating point."""
     if layer.quantization_mode == "int4":
-        return keras_internals.int4_kernel_shape(layer)
+        return keras_internals.int4_packing(layer).shape
     return tuple(keras_internals.kernel_variable(layer).shape)
 
 
@@ -151,24 +152,17 @@ def frozen_kernel(layer: keras.layers.Layer) -> FrozenKernel:
     shape, mode = kernel_shape(layer), layer.quantization_mode
     if mode is None:
         return FrozenKernel(shape)
-    round_inputs = None
-    if layer.inputs_quantizer is not None:
-        axis = keras_internals.rounded_axis(layer)
-        quantizer = layer.inputs_quantizer
-
-        def round_inputs(inputs: Array) -> tuple[Array, Array]:
-            return quantizer(inputs, axis=axis)
-
-    if mode == "int8":
+    packing = keras_internals.int4_packing(layer) if mode == "int4" else None
+    adjust = None
+    if packing is None or not packing.as_matrix:
         adjust = keras_internals.scale_for_kernel(layer)
-        return QuantizedKernel(
-            shape, _PER_OUTPUT, scale_for_kernel=adjust, round_inputs=round_inputs
-        )
-    columns = keras_internals.int4_columns(layer)
-    block = keras_internals.int4_block(layer)
-    if block is None:
-        return QuantizedKernel(shape, _PER_OUTPUT, columns, round_inputs=round_inputs)
-    return QuantizedKernel(shape, _PER_BLOCK, columns, block)
+    return QuantizedKernel(
+        shape,
+        _PER_OUTPUT if packing is None or packing.block is None else _PER_BLOCK,
+        packing,
+        scale_for_kernel=adjust,
+        round_inputs=keras_internals.rounding_of(layer),
+    )
 
 
 def dense_kernel(layer: keras.layers.Layer) -> Array:
@@ -237,7 +231,8 @@ def quantized_alike(layer: keras.layers.Layer, kernel: Array) -> keras.layers.La
     """
     plain_class = getattr(layer, "plain_class", type(layer))
     config = plain_class.get_config(layer)
-    config |= {"dtype": "float32", "quantization_config": None}
+    config["dtype"] = "float32"
+    config.pop("quantization_config", None)
     with undistributed():  # Keras reads the kernel whole
         twin = plain_class.from_config(config)
         twin.build_from_config(layer.get_build_config())
@@ -245,7 +240,7 @@ def quantized_alike(layer: keras.layers.Layer, kernel: Array) -> keras.layers.La
         if layer.bias is not None:
             twin.bias.assign(here(layer.bias))
         with _quick_collection():
-            twin.quantize(layer.quantization_mode, config=_quantization_config(layer))
+            twin.quantize(**keras_internals.quantize_options(layer))
     return twin
 
 
@@ -259,11 +254,11 @@ def restore_float(layer: keras.layers.Layer, kernel: Array) -> None:
     shape = kernel_shape(layer)
     with keras_internals.unlocked(layer):
         with _quick_collection():
-            for name in (*frozen_kernel(layer).names, "g_idx", "inputs_quantizer"):
+            for name in (*_PER_BLOCK, "g_idx", "inputs_quantizer"):
                 if hasattr(layer, name):
                     delattr(layer, name)
         keras_internals.mark_as_float(layer)
-        layer.quantization_config = None
+        keras_internals.forget_quantize_options(layer)
         layer.dtype_policy = float_policy(layer)
         keras_internals.add_kernel(layer, shape)
     keras_internals.kernel_variable(layer).assign(kernel)
@@ -284,17 +279,6 @@ def _quick_collection() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def _quantization_config(layer: keras.layers.Layer) -> Any:
-    """Return the options of the layer's `quantize` call, or those of its policy."""
-    if layer.quantization_config is not None:
-        return layer.quantization_config
-    if layer.quantization_mode == "int4":
-        return keras.quantizers.Int4QuantizationConfig(
-            block_size=keras_internals.int4_block(layer)
-        )
-    return keras.quantizers.Int8QuantizationConfig()
 
 
 def _from_blocks(kernel: Array, scale: Array, zero: Array, block: int) -> Array:

@@ -1,6 +1,6 @@
 """Straight-through estimator for the inputs of quantized `ReversibleEmbedding` layers.
 
-Keras 3.15 rounds the inputs of a tied output embedding to 8 bits: in every `"int8"`
+Keras rounds the inputs of a tied output embedding to 8 bits: in every `"int8"`
 model, and in `"int4"` models loaded from a preset. `Dense` and `EinsumDense` have their
 own gradient for this rounding. Here only the largest entry of each token would get a
 gradient, and the model would hardly learn.
@@ -12,6 +12,8 @@ from typing import Any
 
 import keras
 from keras import ops
+
+from keras_randlora.tools import is_reversible
 
 Array = Any
 
@@ -26,9 +28,9 @@ class StraightThrough:
     def __init__(self, quantizer: Any) -> None:
         self.quantizer = quantizer
 
-    def __call__(self, inputs: Array, axis: Any = None) -> tuple[Array, Array]:
+    def __call__(self, inputs: Array, **options: Any) -> tuple[Array, Array]:
         """Return the same integers in the inputs' dtype, and the same scale."""
-        integers, scale = self.quantizer(inputs, axis=axis)
+        integers, scale = self.quantizer(inputs, **options)
         scale = ops.stop_gradient(scale)
         scaled = inputs * scale
         integers = ops.cast(ops.stop_gradient(integers), inputs.dtype)
@@ -39,7 +41,7 @@ def pass_gradients(layer: keras.layers.Layer) -> None:
     """Add the straight-through estimator to a layer that rounds its inputs."""
     quantizer = _quantizer(layer)
     rounds = quantizer is not None and not isinstance(quantizer, StraightThrough)
-    if rounds and isinstance(layer, keras.layers.ReversibleEmbedding):
+    if rounds and is_reversible(layer):
         layer.inputs_quantizer = StraightThrough(quantizer)
 
 

@@ -29,7 +29,7 @@ import keras
 
 from keras_randlora.adapt import Selection, Site, all_sites, backbone_of, sites
 from keras_randlora.layers import LinearWeight, holder_of, layout_of
-from keras_randlora.tools import item_size, keras_internals
+from keras_randlora.tools import is_reversible, item_size, keras_internals
 from keras_randlora.update import UpdateShape
 
 _FLOAT32 = 4
@@ -294,11 +294,7 @@ def _logits(model: keras.Model, step: TrainingStep, item: int) -> int:
 
 def _logit_table(model: keras.Model) -> int:
     """Return the number of entries of the output embedding."""
-    tables = [
-        site.layer
-        for site in sites(model)
-        if isinstance(site.layer, keras.layers.ReversibleEmbedding)
-    ]
+    tables = [site.layer for site in sites(model) if is_reversible(site.layer)]
     return max((table.input_dim * table.output_dim for table in tables), default=0)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 from models import LLAMA, randomize
+from versions import since_hub
 
 import keras_randlora as kr
 from keras_randlora.adapt.hub_repairs import backbone_of, complete_config
@@ -55,6 +56,7 @@ def test_a_backbone_that_holds_another_is_its_own():
     assert backbone_of(detector.backbone) is detector.backbone
 
 
+@since_hub((0, 27), "Gemma 4")
 def test_a_kernel_that_its_holder_reads_is_adapted():
     """Gemma 4 multiplies by kernels of layers that it does not call."""
     model = keras_hub.models.Gemma4Backbone(

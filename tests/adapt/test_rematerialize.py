@@ -10,6 +10,7 @@ from backend import BACKEND, as_numpy, assert_close
 from keras import layers
 from models import EXAMPLES, compile_model, default_policy, mlp, randomize, tokens
 from peaks import next_token_batch, step_peak
+from versions import KERAS
 
 import keras_randlora as kr
 
@@ -114,7 +115,8 @@ def test_less_is_kept():
     (whole, _), (remat, planned) = peak(False), peak(True)
     assert remat < 0.5 * whole
     predicted = planned.activations + planned.logits + planned.temporaries
-    assert predicted == pytest.approx(remat, rel=0.25)
+    # Keras 3.16 frees more of a block while it runs again.
+    assert predicted == pytest.approx(remat, rel=0.25 if KERAS < (3, 16) else 0.5)
 
 
 @pytest.mark.parametrize("name", ["mlp", "llama3"])

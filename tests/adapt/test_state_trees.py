@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from backend import as_numpy
 from models import EXAMPLES, compile_model, random_adapter, randomize, values_of
+from versions import since
 
 import keras_randlora as kr
 
@@ -142,6 +143,7 @@ def test_optimizers_and_generators_have_other_numbers(prepared):
     assert any(v.path.startswith("seed_generator") for v in model.variables)
 
 
+@since((3, 14), "`OrbaxCheckpoint`")
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.mark.filterwarnings("ignore:Use `metadata` instead")
 def test_orbax_folders(tmp_path):

@@ -23,6 +23,7 @@ from models import (
     structure_of,
     values_of,
 )
+from versions import PASSED_BY
 
 import keras_randlora as kr
 from keras_randlora.bases import scale_of
@@ -272,7 +273,7 @@ def test_weights_of_the_same_name_and_of_none(tmp_path):
     assert_same_arrays(again, state, ordered=False)
 
 
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+@PASSED_BY
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_a_quantized_layer_is_not_trained_as_it_is(mode):
     model = mlp()

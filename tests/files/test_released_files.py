@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import released_files
 from public_api import RELEASED
+from versions import since
 
 import keras_randlora as kr
 
@@ -39,6 +40,7 @@ def test_adapters(release):
         assert np.abs(expected[name] - untrained).max() > 0.01
 
 
+@since((3, 15), "The configuration of initializers in the saved models")
 def test_whole_models_and_weights(release):
     folder, expected = release
     assert_same(keras.saving.load_model(folder / "model.keras"), expected["uniform"])

@@ -282,10 +282,12 @@ def test_inputs_may_be_integers(dtype, compute):
 
 
 def test_the_mask_goes_through():
+    from keras.src.backend.common.masking import get_keras_mask
+
     tokens = np.array([[3, 1, 0], [2, 0, 0]])
     embedded = keras.layers.Embedding(5, 8, mask_zero=True)(tokens)
     outputs = dense()(embedded)
-    mask = keras.src.backend.get_keras_mask(outputs)
+    mask = get_keras_mask(outputs)
     assert as_numpy(mask).tolist() == [[True, True, False], [True, False, False]]
 
 

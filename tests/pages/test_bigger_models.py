@@ -7,6 +7,7 @@ import keras_hub
 import pytest
 from backend import BACKEND
 from models import EXAMPLES
+from versions import PASSED_BY
 
 import keras_randlora as kr
 
@@ -21,7 +22,6 @@ GEMMA_7B = {
     "intermediate_dim": 49152,
     "head_dim": 256,
 }
-PASSED_BY = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 
 
 def blocks():

@@ -1,14 +1,21 @@
 """Each private name of Keras that we rely on does what we rely on."""
 
+import ast
 import inspect
+import re
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from backend import BACKEND, as_numpy
+from backend import BACKEND, as_numpy, assert_close
 from keras import layers
+from versions import NEEDS_SCHEDULE_FREE, needs_mode, since
 
 from keras_randlora.tools import keras_internals as internals
+from keras_randlora.tools.keras_internals import reliances
+
+NOT_PRIVATE = {"_C", "_replace"}  # a module of torch; of named tuples
 
 
 def dense(**options):
@@ -116,6 +123,7 @@ def test_there_is_no_layout_without_a_distribution():
         assert internals.strategy_of(model_of(dense())) is None
 
 
+@since((3, 15) if BACKEND == "torch" else (3, 12), "`keras.distribution` on torch")
 def test_a_distribution_tells_its_layout_map():
     mesh = keras.distribution.DeviceMesh((1,), ("model",), ["cpu:0"])
     layout_map = keras.distribution.LayoutMap(mesh)
@@ -205,33 +213,70 @@ def test_a_graphs_gradient_is_replaced():
     assert float(tape.gradient(outputs, x)) == 21.0
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4"])
-def test_quantized_kernels(mode):
+def quantized(mode):
+    """Return a `Dense`, an `EinsumDense` and the shapes of their kernels."""
     einsum = layers.EinsumDense("abc,cde->abde", (None, 3, 5), name="e")
-    einsum.build((None, 2, 6))
-    plain = dense()
-    shapes = {plain: (6, 4), einsum: (6, 3, 5)}
-    for layer in shapes:
+    einsum.build((None, 2, 7))
+    plain = layers.Dense(5, name="d")
+    plain.build((None, 7))
+    for layer in (plain, einsum):
         layer.quantize(mode)
-    if mode == "int4":
-        for layer, shape in shapes.items():
-            assert internals.int4_kernel_shape(layer) == shape
-            assert internals.int4_columns(layer) >= 4
-            block = internals.int4_block(layer)
-            assert block is None or block > 0
-    else:
-        assert internals.scale_for_kernel(plain) is None
-        assert callable(internals.scale_for_kernel(einsum))
-    assert internals.rounded_axis(plain) == -1
-    assert internals.rounded_axis(einsum)
-    internals.mark_as_float(plain)
-    assert not plain._is_quantized
+    return (plain, (7, 5)), (einsum, (7, 3, 5))
+
+
+def test_packed_kernels():
+    for layer, shape in quantized("int4"):
+        packing = internals.int4_packing(layer)
+        assert packing.shape == shape
+        packed = internals.kernel_variable(layer).value
+        unpacked = keras.quantizers.unpack_int4(packed, packing.length, packing.axis)
+        expected = (7, np.prod(shape) // 7) if packing.as_matrix else shape
+        assert tuple(unpacked.shape) == expected
+        assert not packing.block or internals.has_int4_blocks()
+
+
+@needs_mode("int4, blocks")
+def test_blocks_are_told():
+    assert internals.has_int4_blocks()
+    config = keras.quantizers.Int4QuantizationConfig
+    for size, expected in ((-1, None), (None, None), (4, 4)):
+        layer = dense()
+        layer.quantize(config=config(block_size=size))
+        assert internals.int4_packing(layer).block == expected
+
+
+def test_scales_and_rounding_of_int8():
+    (plain, _), (einsum, shape) = quantized("int8")
+    assert internals.scale_for_kernel(plain) is None
+    scale = internals.scale_for_kernel(einsum)(einsum.kernel_scale.value)
+    assert np.broadcast_shapes(tuple(scale.shape), shape) == shape
+    x = np.random.default_rng(0).standard_normal((2, 3, 7)).astype("float32")
+    for layer in (plain, einsum):
+        integers, steps = internals.rounding_of(layer)(keras.ops.convert_to_tensor(x))
+        assert tuple(steps.shape) == (2, 3, 1)
+        assert_close(as_numpy(integers) / as_numpy(steps), x, 0.01)
+    plain.inputs_quantizer = None
+    assert internals.rounding_of(plain) is None
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_a_layer_is_quantized_as_another_is(mode):
+    for given, _ in quantized(mode):
+        alike = type(given).from_config(given.get_config() | {"dtype": "float32"})
+        alike.build_from_config(given.get_build_config())
+        alike.quantize(**internals.quantize_options(given))
+        shapes = [[w.shape for w in layer.weights] for layer in (given, alike)]
+        assert shapes[0] == shapes[1] and alike.dtype_policy == given.dtype_policy
+        internals.mark_as_float(given)
+        assert not given._is_quantized
+        internals.forget_quantize_options(given)
+        assert getattr(given, "quantization_config", None) is None
 
 
 def test_a_check_comes_before_quantizing(monkeypatch):
     asked = {"_check_quantize_args": lambda self, *args: None}
     kind = type("Checked", (keras.Model,), asked)
-    monkeypatch.setattr(internals.keras, "Model", kind)
+    monkeypatch.setattr(keras, "Model", kind)
     internals.check_before_quantizing(lambda model: (_ for _ in ()).throw(KeyError()))
     with pytest.raises(KeyError):
         kind()._check_quantize_args("int8", "float32")
@@ -311,17 +356,26 @@ def test_what_an_optimizer_holds_of_each_variable(wrapped):
 
     variables = model_of(dense()).trainable_variables
     averaged = built(keras.optimizers.SGD(0.1, use_ema=True))
-    free = built(keras.optimizers.ScheduleFreeAdamW(0.1))
     waiting = built(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
     for pairs, name in (
         (internals.averages_of(averaged), "average"),
-        (internals.averages_of(free), "momentum"),
         (internals.accumulators_of(waiting), "gradient_accumulator"),
     ):
         assert [variable for variable, _ in pairs] == variables
         assert [of.name.endswith(name) for _, of in pairs] == [True, True]
-    assert internals.averages_of(waiting) == internals.accumulators_of(free) == []
+    assert internals.averages_of(waiting) == internals.accumulators_of(averaged) == []
     assert internals.averages_of(keras.optimizers.SGD(0.1, use_ema=True)) == []
+
+
+@NEEDS_SCHEDULE_FREE
+def test_the_sequence_that_schedule_free_averages():
+    variables = model_of(dense()).trainable_variables
+    free = keras.optimizers.ScheduleFreeAdamW(0.1)
+    free.build(variables)
+    held = internals.averages_of(free)
+    assert [variable for variable, _ in held] == variables
+    assert [of.name.endswith("momentum") for _, of in held] == [True, True]
+    assert internals.accumulators_of(free) == []
 
 
 def test_muon_asks_before_it_takes_a_variable_for_a_matrix(monkeypatch):
@@ -334,7 +388,8 @@ def test_muon_asks_before_it_takes_a_variable_for_a_matrix(monkeypatch):
     other.build((None, 3))
     kernels = [dense().kernel, other.kernel]
     muon.build(kernels)
-    assert [v is not None for v in muon.adam_velocities] == [False, True]
+    held = [v.path for v in muon.variables if v.path.endswith("velocity")]
+    assert held == ["muon/e_kernel_velocity"]
 
 
 def test_a_schedule_is_told_from_a_rate():
@@ -398,7 +453,58 @@ def test_every_function_is_tested():
     assert [name for name in functions if f"internals.{name}(" not in source] == []
 
 
-def test_a_missing_name_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(internals, "_OF_LAYERS", ("_gone",))
-    with pytest.raises(ImportError, match=r"relies on `keras.layers.Layer._gone`"):
-        internals._require_names()
+def test_every_private_name_is_a_reliance():
+    """What is read of others in this room, also from `keras.src`, is in the table."""
+    told = {name for r in reliances.RELIANCES for name in r.names.split()}
+    told.update(reliances.OPTIONAL)
+    owners = " ".join(reliance.owner for reliance in reliances.RELIANCES)
+    for path in Path(internals.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr[0] == "_":
+                known = node.attr.startswith("__") or node.attr in told | NOT_PRIVATE
+                assert known, f"{path.name}: {node.attr}"
+            if isinstance(node, ast.ImportFrom) and "keras.src" in (node.module or ""):
+                assert node.module in owners, path
+                if node.module != "keras.src.backend.common":
+                    assert {alias.name for alias in node.names} <= told, path
+
+
+@pytest.mark.parametrize("reliance", reliances.RELIANCES, ids=lambda r: r.owner)
+def test_a_name_is_missed_where_it_is_not(reliance):
+    """An invented name is never found, and each name where it should be is."""
+    if reliance.backend not in (None, BACKEND):
+        pytest.skip(f"of {reliance.backend}, which would be loaded")
+    invented = reliance._replace(names="_never_was")
+    assert reliances.missing_names(invented) == ["_never_was"]
+    if reliances.concerns_us(reliance):
+        assert reliances.missing_names(reliance) == []
+
+
+def test_each_keras_has_its_reliances(monkeypatch):
+    packed = {
+        "3.12.0": "_int4_pack_axis",
+        "3.14.1": "original_kernel_shape",
+        "3.16.0.dev2026102704": "_quantized_weight",
+    }
+    for version, name in packed.items():
+        monkeypatch.setattr(keras, "__version__", version)
+        known = [r for r in reliances.RELIANCES if reliances.concerns_us(r)]
+        names = {name for reliance in known for name in reliance.names.split()}
+        assert names & set(packed.values()) == {name}
+
+
+def test_a_missing_name_is_one_sentence():
+    gone = reliances.Reliance("keras.layers.Layer", "_trainable _gone", "flags")
+    later, foreign = gone._replace(since=(3, 99)), gone._replace(backend="numpy")
+    reliances.require((later, foreign))
+    message = (
+        "keras_randlora relies on `keras.layers.Layer._gone` (flags), which Keras "
+        f"{keras.__version__} with the backend {BACKEND} does not have. Install a "
+        "version of keras_randlora that knows this Keras, or an older Keras."
+    )
+    with pytest.raises(ImportError, match=re.escape(message)):
+        reliances.require((gone,))
+    nowhere = gone._replace(owner="keras.src.nowhere.Gone")
+    with pytest.raises(ImportError, match="`keras.src.nowhere.Gone._trainable`"):
+        reliances.require((nowhere,))

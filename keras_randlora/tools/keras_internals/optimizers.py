@@ -64,7 +64,8 @@ def averages_of(
     held = []
     if optimizer.built and optimizer.use_ema:
         held.append(getattr(optimizer, "_model_variables_moving_average", []))
-    if optimizer.built and isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW):
+    schedule_free = getattr(keras.optimizers, "ScheduleFreeAdamW", None)  # since 3.14
+    if schedule_free and optimizer.built and isinstance(optimizer, schedule_free):
         held.append(optimizer._momentums)
     for averages in held:
         pairs = zip(optimizer._trainable_variables, averages, strict=True)

@@ -1,0 +1,57 @@
+"""What only some versions of Keras and keras-hub have, for tests that need it."""
+
+import re
+
+import keras
+import keras_hub
+import pytest
+
+
+def numbers(version):
+    """Return `(3, 16)` for "3.16.0.dev2026102704"."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
+KERAS, KERAS_HUB = numbers(keras.__version__), numbers(keras_hub.__version__)
+# The first Keras whose `Dense` and `EinsumDense` can be quantized so, if not 3.12.
+MODES_SINCE = {
+    "int8, weights": (3, 13),
+    "int4, channels": (3, 13),
+    "int4, blocks": (3, 14),
+    "awq": (3, 14),
+}
+
+# `Model.quantize` warns of every layer that it passes by; since 3.16 once, of all.
+PASSED_BY = pytest.mark.filterwarnings(
+    "ignore:Layer .* does not have a `quantize`",
+    "ignore:`model.quantize..`. [0-9]+ layer",
+)
+
+
+def since(version, what):
+    """Skip a test with a Keras before `version`, the first that has `what`."""
+    first = ".".join(map(str, version))
+    return pytest.mark.skipif(
+        KERAS < version,
+        reason=f"{what} is new in Keras {first}, this is {keras.__version__}",
+    )
+
+
+def since_hub(version, what):
+    """Skip a test with a keras-hub before `version`, the first that has `what`."""
+    first = ".".join(map(str, version))
+    return pytest.mark.skipif(
+        KERAS_HUB < version,
+        reason=f"{what} is new in keras-hub {first}, this is {keras_hub.__version__}",
+    )
+
+
+def needs_mode(mode):
+    """Skip a test if layers cannot be quantized in a mode."""
+    return since(MODES_SINCE.get(mode, (3, 12)), f"The quantization '{mode}'")
+
+
+NEEDS_SCHEDULE_FREE = since((3, 14), "`ScheduleFreeAdamW`")
+NEEDS_PRESETS_ALONE = since_hub((0, 29), "A preset of a task without a preprocessor")
+# Since keras-hub 0.25.1 they are those of Keras.
+NEEDS_INT4_EMBEDDINGS = since((3, 13), "The quantization 'int4' of tied embeddings")
