@@ -383,7 +383,7 @@ def test_muon_asks_before_it_takes_a_variable_for_a_matrix(monkeypatch):
     plain = getattr(asked, "__wrapped__", asked)
     monkeypatch.setattr(keras.optimizers.Muon, "_should_use_adamw", plain)
     internals.spare_from_muon(lambda variable: "e/" in variable.path)
-    muon = keras.optimizers.Muon(0.1)
+    muon = keras.optimizers.Muon(0.1, name="muon")
     other = layers.Dense(2, name="e")
     other.build((None, 3))
     kernels = [dense().kernel, other.kernel]
