@@ -1,7 +1,7 @@
 """Loops over the strips of a tensor: equal parts along one axis.
 
-A loop of the compiler's own on JAX and TensorFlow, one of Python on torch, which writes
-each strip into the tensor itself.
+A loop of the compiler's own on JAX, one of Python on torch, which writes each strip into
+the tensor itself.
 """
 
 from __future__ import annotations
@@ -17,16 +17,11 @@ Array = Any
 
 def on_cpu(tensor: Array) -> bool:
     """Return whether a tensor is computed on a processor with caches, not a GPU."""
-    backend = keras.backend.backend()
-    if backend == "torch":
+    if keras.backend.backend() == "torch":
         return tensor.device.type == "cpu"
-    if backend == "jax":
-        import jax
+    import jax
 
-        return jax.default_backend() == "cpu"
-    import tensorflow as tf
-
-    return not tf.config.list_logical_devices("GPU")
+    return jax.default_backend() == "cpu"
 
 
 def run(count: int, body: Callable[[Any, Any], Any], state: Any) -> Any:

@@ -3,8 +3,8 @@
 A strip is a part of the smaller side of a matrix, or one matrix of a batch. A product
 with the factors of a Kronecker basis costs as much in strips as at once, what passes
 between them stays in a processor's cache, and nothing of the kernel's size is held
-beside the adapted kernel. Small kernels, other bases, GPUs, and kernels that a mesh of
-devices shards are one strip.
+beside the adapted kernel. Small kernels, other bases, GPUs, TensorFlow, and kernels
+that a mesh of devices shards are one strip.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from keras_randlora.bases import Operator
-from keras_randlora.tools import cast, loops, transpose
+from keras_randlora.tools import cast, is_traced, loops, transpose
 from keras_randlora.update.formula import (
     AdapterGradients,
     UpdateShape,
@@ -264,9 +264,12 @@ def _pays(update: Update) -> bool:
     shape = update.shape
     if not update.basis_b.in_strips or shape.entries < FEWEST_ENTRIES:
         return False
-    compiled = keras.backend.backend() != "torch"
-    if compiled and shape.smaller < SMALLEST_COMPILED_SIDE:
-        return False
+    if keras.backend.backend() != "torch":
+        # Outside XLA TensorFlow's loop copies the whole for each strip, and JAX
+        # compiles each loop anew.
+        compiled = keras.backend.backend() == "jax" and is_traced()
+        if not compiled or shape.smaller < SMALLEST_COMPILED_SIDE:
+            return False
     sharded = isinstance(
         keras.distribution.distribution(), keras.distribution.ModelParallel
     )

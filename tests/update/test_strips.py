@@ -5,7 +5,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from backend import as_numpy, assert_close, evaluate
+from backend import BACKEND, as_numpy, assert_close, evaluate
 from keras import ops
 
 from keras_randlora.bases.operators import KroneckerOperator
@@ -152,7 +152,8 @@ def counted(update, monkeypatch):
     Counting.expand = expand
     basis_b = update.basis_b
     counting = Counting(basis_b.left, basis_b.right, basis_b.rows, basis_b.columns)
-    strips.adapted_matrix(replace(update, basis_b=counting), None)
+    counting = replace(update, basis_b=counting)
+    evaluate(lambda k: strips.adapted_matrix(counting, k), kernel_of(update))
     return calls
 
 
@@ -160,6 +161,7 @@ def test_small_kernels_are_one_strip(monkeypatch):
     assert counted(update_of((130, 60, 4)), monkeypatch) == [(60, 60)]
 
 
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="one strip there")
 def test_kernels_that_a_mesh_shards_are_one_strip(monkeypatch, in_strips):
     update = update_of((130, 60, 4))
     assert counted(update, monkeypatch) != [(60, 60)]
