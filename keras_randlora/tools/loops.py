@@ -1,7 +1,7 @@
 """Loops over the strips of a tensor: equal parts along one axis.
 
-A loop of the compiler's own on JAX, one of Python on torch, which writes each strip into
-the tensor itself.
+A loop of the compiler's own on JAX, one of Python on torch, which writes each strip
+into the tensor itself.
 """
 
 from __future__ import annotations
