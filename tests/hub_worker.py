@@ -18,10 +18,16 @@ from keras_randlora.files.hub import upload_files
 
 FOLDER = Path(sys.argv[1])
 FILE = str(FOLDER / "local.safetensors")
+MODULES = {"hidden_1": "net.0", "hidden_2": "net.1", "head": "net.2"}
 
 
 def plain():
     return EXAMPLES["mlp"].build()
+
+
+def equal(ours, theirs):
+    pairs = zip(ours, theirs, strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def loaded(address):
@@ -30,10 +36,7 @@ def loaded(address):
     kr.load_adapter(model, address)
     expected = plain()
     kr.load_adapter(expected, FILE)
-    pairs = zip(
-        kr.get_adapter(model).values(), kr.get_adapter(expected).values(), strict=True
-    )
-    return all(np.array_equal(a, b) for a, b in pairs)
+    return equal(kr.get_adapter(model).values(), kr.get_adapter(expected).values())
 
 
 def save():
@@ -42,8 +45,7 @@ def save():
     kr.enable_randlora(model, rank=2, targets="all-linear", train_bias="none")
     kr.set_adapter(model, moved_adapter(model, 3))
     kr.save_adapter(model, FILE)
-    names = {"hidden_1": "net.0", "hidden_2": "net.1", "head": "net.2"}
-    kr.peft.save(model, FOLDER / "peft", name_map=names)
+    kr.peft.save(model, FOLDER / "peft", name_map=MODULES)
     return sorted(path.name for path in (FOLDER / "peft").iterdir())
 
 
@@ -53,16 +55,14 @@ def upload_peft(uri):
 
 
 def load_peft(uri):
-    names = {"hidden_1": "net.0", "hidden_2": "net.1", "head": "net.2"}
-    return kr.peft.load(plain(), uri, name_map=names).trainable
+    return kr.peft.load(plain(), uri, name_map=MODULES).trainable
 
 
 def merge(uri):
     model, expected = plain(), plain()
     kr.merge_adapters(model, {uri: 0.5})
     kr.merge_adapters(expected, {FILE: 0.5})
-    pairs = zip(model.get_weights(), expected.get_weights(), strict=True)
-    return all(np.array_equal(a, b) for a, b in pairs)
+    return equal(model.get_weights(), expected.get_weights())
 
 
 STEPS = {

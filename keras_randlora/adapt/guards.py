@@ -173,9 +173,10 @@ def _before_training(model: keras.Model) -> None:
     if not adapted:
         return
     warn_of_large_steps(model, adapted[0].options)
-    for layer in keras_internals.layers_below(model):
+    layers = keras_internals.layers_below(model)
+    for layer in layers:
         pass_gradients(layer)
-    if keras.backend.backend() == "tensorflow":
+    if keras.backend.backend() == "tensorflow" and all(one.built for one in layers):
         _build_optimizer(model)
     try:
         state = find_state(model)
@@ -192,8 +193,7 @@ def _build_optimizer(model: keras.Model) -> None:
     variables twice (`keras/src/backend/tensorflow/trainer.py`).
     """
     optimizer = model.optimizer
-    built = all(layer.built for layer in keras_internals.layers_below(model))
-    if optimizer is not None and not optimizer.built and built:
+    if optimizer is not None and not optimizer.built:
         with model.distribute_strategy.scope():
             optimizer.build(model.trainable_variables)
 

@@ -219,7 +219,7 @@ def _explained(where: str) -> Iterator[None]:
 
 
 def _no_place(where: str, error: Exception) -> Exception:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     if status in (401, 403):
         return PermissionError(
             f"The hub shows '{where}' to none or to other accounts only: check the "
@@ -243,7 +243,7 @@ def _no_network(where: str, error: Exception) -> Exception:
 
 
 def _not_allowed(where: str, error: Exception) -> Exception:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     if status in (401, 403):
         return PermissionError(
             f"The hub refuses '{where}' (status {status}): log in with an account that "
@@ -256,6 +256,11 @@ def _not_allowed(where: str, error: Exception) -> Exception:
 
 def _no_name(where: str, error: Exception) -> Exception:
     return ValueError(f"'{where}' is no address on the hub: {_first_line(error)}")
+
+
+def _status(error: Exception) -> int | None:
+    """Return the status of the hub's answer, `None` without one."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_randlora.tools import keras_internals
+from keras_randlora.tools import keras_internals, loops
 from keras_randlora.update.linear_map import linear_map
 
 Array = Any
@@ -57,7 +57,7 @@ def computed_after(signal: Array, tensor: Array) -> Array:
         import jax
 
         # XLA drops the barrier too early on a CPU.
-        if jax.default_backend() != "cpu":
+        if not loops.on_cpu(tensor):
             return jax.lax.optimization_barrier((signal, tensor))[1]
     first = signal[(slice(0, 1),) * len(signal.shape)]
     never = ops.logical_and(ops.equal(first, first), ops.not_equal(first, first))
