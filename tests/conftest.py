@@ -3,9 +3,9 @@
 import gc
 import os
 import sys
-import tempfile
 
 import xla_flags
+import xla_programs
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 # Friendly to small machines, where a worker of pytest-xdist has one core, and XLA
@@ -20,16 +20,21 @@ os.environ.setdefault("CI", "true")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-# Many tests compile the same programs; XLA does so once a run. The first process of a
-# run makes the folder, workers and subprocesses inherit it.
+# Many tests compile the same programs; XLA does so once. The first process of a run
+# makes the folder, workers and subprocesses inherit it.
+_programs = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _compiled = tempfile.TemporaryDirectory(prefix="keras-randlora-jax-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    _programs = xla_programs.folder_of_run()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_programs)
+# Else the folder's path is part of a program's key.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import keras
 import pytest
+
+PASSED = pytest.StashKey[bool]()
 
 
 def torch_is_foreign():
@@ -88,3 +93,14 @@ def pytest_collection_finish(session):
         pytest.exit(f"KERAS_BACKEND={requested}, but Keras runs on {running}", 3)
     if torch_is_foreign():
         pytest.exit(f"a test module or plugin loaded torch under {running}", 3)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Note whether the run passed, for `pytest_unconfigure`."""
+    session.config.stash[PASSED] = exitstatus == 0
+
+
+def pytest_unconfigure(config):
+    """Keep the compiled programs of a run that passed; its workers have ended."""
+    if _programs is not None:
+        xla_programs.end_run(_programs, config.stash.get(PASSED, False))

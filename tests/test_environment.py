@@ -6,6 +6,7 @@ import sys
 
 import keras
 import pytest
+import xla_programs
 
 
 def test_the_requested_backend_runs():
@@ -37,3 +38,20 @@ def test_arrays_live_on_the_gpu():
         assert "GPU" in array.device
     else:
         assert array.device.type == "cuda"
+
+
+@pytest.mark.any_backend
+def test_programs_are_kept_of_runs_that_passed(tmp_path):
+    kept = tmp_path / "programs"
+
+    def run(program, passed, **options):
+        folder = xla_programs.folder_of_run(kept)
+        (folder / program).write_bytes(b"four")
+        xla_programs.end_run(folder, passed, kept, **options)
+        assert list(tmp_path.iterdir()) == ([kept] if kept.exists() else [])
+        return sorted(one.name for one in kept.glob("*"))
+
+    assert run("first", True) == ["first"]
+    assert run("incomplete", False) == ["first"]
+    assert run("second", True) == ["first", "second"]
+    assert run("third", True, most_bytes=11) == []
