@@ -130,6 +130,7 @@ bench: $(ENV) ## Measure step times, memory, layers, life cycle, four bits (two 
 	$(BIN)/python -m benchmarks.long_sequences
 	$(BIN)/python -m benchmarks.quantized_training
 	$(BIN)/python -m benchmarks.every_weight
+	$(BIN)/python -m benchmarks.generation
 
 bench-gpu: $(ENV) ## Measure step times and memory on a GPU, with torch and JAX
 	$(BIN)/python -m benchmarks.gpu_step

@@ -82,6 +82,7 @@ class Decoder:
 MODELS = {
     "smollm2": Decoder("llama", 49152, 30, 576, 1536, 9, 3, 64, pretrained="smollm2"),
     "tiny": Decoder("llama", 64, 1, 16, 24, 4, 2, 4),
+    "llama-12-blocks": Decoder("llama", 4096, 12, 512, 1408, 8, 4, 64),
     "llama3-8b-blocks": Decoder("llama", 16032, 4, 4096, 14336, 32, 8, 128),
     "gemma-2b-blocks": Decoder("gemma", 42667, 3, 2048, 16384, 8, 1, 256),
 }

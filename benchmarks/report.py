@@ -218,6 +218,17 @@ def every_weight(rows: list[Row]) -> str:
     return markdown(head, table)
 
 
+def generation(rows: list[Row]) -> str:
+    """Return the seconds of an answer, and their ratio to the first method's."""
+    head = ["method", "s per answer", f"÷ {rows[0]['method']}", "first answer, s"]
+    lines = [
+        [row["method"], number(row["median_s"]), number(row["ratio"])]
+        + [number(row["first_s"], 1)]
+        for row in rows
+    ]
+    return markdown(head, lines)
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "step_time": step_time,
     "single_layer": single_layer,
@@ -227,6 +238,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "long_sequences": long_sequences,
     "quantized_training": quantized_training,
     "every_weight": every_weight,
+    "generation": generation,
 }
 
 

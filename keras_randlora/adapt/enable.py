@@ -20,7 +20,7 @@ from keras_randlora.adapt.diagnostics import (
     warn_of_shared_kernels,
 )
 from keras_randlora.adapt.distribution import require_same_distribution
-from keras_randlora.adapt.guards import guard_enable_lora
+from keras_randlora.adapt.guards import guard_tasks
 from keras_randlora.adapt.report import Report, summary
 from keras_randlora.adapt.sites import sites
 from keras_randlora.adapt.state import (
@@ -145,7 +145,7 @@ def enable_with_config(
     extra = extra_variables(model, selection, config)
     state = AdaptedState(config, selection, extra, trainable_flags(model))
     models = models_holding(model, selection.layers)
-    guard_enable_lora(model)
+    guard_tasks(model)
     with contextlib.ExitStack() as undo:
         undo.callback(forget, model, state.was_trainable)
         undo.callback(make_plain, selection.layers)

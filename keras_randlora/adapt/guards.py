@@ -1,4 +1,4 @@
-"""Checks before Keras trains, quantizes or restores an adapted model.
+"""What happens before Keras trains, runs, quantizes or restores an adapted model.
 
 They are installed once, on `keras.Model`, when the package is imported. They apply to
 every model that holds an adapted layer, however it got it. Plain models do not change.
@@ -24,7 +24,12 @@ from keras_randlora.adapt.state_trees import (
     prepare_optimizer,
     restore_tree,
 )
-from keras_randlora.layers import RandLoRALayer, is_factor, pass_gradients
+from keras_randlora.layers import (
+    RandLoRALayer,
+    is_factor,
+    kernels_formed,
+    pass_gradients,
+)
 from keras_randlora.tools import hosts_of, keras_internals
 
 _ACTIONS: weakref.WeakKeyDictionary[keras.Model, Callable[[keras.Model], None]]
@@ -36,18 +41,38 @@ _MAKERS = ("make_train_function", "make_test_function", "make_predict_function")
 def install_guards() -> None:
     """Make `keras.Model` call the guards of this module."""
     for name in _MAKERS:
-        method = getattr(keras.Model, name)
-        if not hasattr(method, "guarded"):
-            setattr(keras.Model, name, _guarded_maker(name, method))
+        _guard(keras.Model, name, functools.partial(_guarded_maker, name))
     for name in _WRITERS:
-        method = getattr(keras.Model, name)
-        if not hasattr(method, "guarded"):
-            setattr(keras.Model, name, _guarded_writer(name, method))
-    if not hasattr(keras.Model.set_state_tree, "guarded"):
-        keras.Model.set_state_tree = _guarded_set_state_tree()
-        keras.Model.load_weights = _guarded_load_weights()
+        _guard(keras.Model, name, functools.partial(_guarded_writer, name))
+    _guard(keras.Model, "set_state_tree", _guarded_set_state_tree)
+    _guard(keras.Model, "load_weights", _guarded_load_weights)
     keras_internals.check_before_quantizing(_refuse_to_quantize)
     keras_internals.spare_from_muon(is_factor)
+
+
+def guard_tasks(model: keras.Model) -> None:
+    """Guard methods of the model's classes, and of the classes of models within.
+
+    keras-hub's `enable_lora` refuses an adapted model before it freezes it, and its
+    `generate_step` forms the adapted kernels once, not for each token.
+    """
+    guards = {"enable_lora": _guarded_enable_lora, "generate_step": _forming}
+    layers = keras_internals.layers_below(model)
+    kinds = {type(layer) for layer in layers if isinstance(layer, keras.Model)}
+    for owner in {owner for kind in kinds for owner in kind.__mro__}:
+        for name in guards.keys() & vars(owner).keys():
+            _guard(owner, name, guards[name])
+
+
+def _guard(
+    owner: type, name: str, guarded: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Replace a method by its guarded version, once."""
+    method = getattr(owner, name)
+    if not hasattr(method, "guarded"):
+        method = functools.wraps(method)(guarded(method))
+        method.guarded = True
+        setattr(owner, name, method)
 
 
 def before_training(model: keras.Model, action: Callable[[keras.Model], None]) -> None:
@@ -59,49 +84,39 @@ def before_training(model: keras.Model, action: Callable[[keras.Model], None]) -
     _ACTIONS[model] = action
 
 
-def guard_enable_lora(model: keras.Model) -> None:
-    """Make keras-hub's `enable_lora` refuse an adapted model before it freezes it."""
-    layers = keras_internals.layers_below(model)
-    kinds = {type(layer) for layer in layers if isinstance(layer, keras.Model)}
-    owner: Any
-    for owner in {owner for kind in kinds for owner in kind.__mro__}:
-        method = vars(owner).get("enable_lora")
-        if method is not None and not hasattr(method, "guarded"):
-            owner.enable_lora = _guarded_enable_lora(method)
-
-
 def _guarded_enable_lora(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
     def enable_lora(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
         if adapted := _adapted_layers(self):
             adapted[0].enable_lora()  # which refuses
         return method(self, *args, **kwargs)
 
-    enable_lora.guarded = True  # type: ignore[attr-defined]
     return enable_lora
 
 
-def _guarded_set_state_tree() -> Callable[..., None]:
-    """Return the guarded `set_state_tree`, which also loads Orbax folders."""
-    method = keras.Model.set_state_tree
+def _forming(method: Callable[..., Any]) -> Callable[..., Any]:
+    def generate_step(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        with kernels_formed(_adapted_layers(self)):
+            return method(self, *args, **kwargs)
 
-    @functools.wraps(method)
+    return generate_step
+
+
+def _guarded_set_state_tree(method: Callable[..., None]) -> Callable[..., None]:
+    """Return the guarded `set_state_tree`, which also loads Orbax folders."""
+
     def set_state_tree(self: keras.Model, state_tree: Mapping[str, Any]) -> None:
         restore_tree(self, _adapted_layers(self), state_tree, method)
 
-    set_state_tree.guarded = True  # type: ignore[attr-defined]
     return set_state_tree
 
 
-def _guarded_load_weights() -> Callable[..., None]:
+def _guarded_load_weights(method: Callable[..., None]) -> Callable[..., None]:
     """Return `load_weights`, which asks where variables lie before it reads Orbax.
 
     Keras tells Orbax so under a distribution only; else it wants the devices that the
     folder was written from.
     """
-    method = keras.Model.load_weights
 
-    @functools.wraps(method)
     def load_weights(
         self: keras.Model, filepath: Any, *rest: Any, **options: Any
     ) -> None:
@@ -117,14 +132,12 @@ def _guarded_load_weights() -> Callable[..., None]:
                     undo.enter_context(anyhow.scope())
             method(self, filepath, *rest, **options)
 
-    load_weights.guarded = True  # type: ignore[attr-defined]
     return load_weights
 
 
 def _guarded_writer(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     """Return a method that writes a model's weights, where one process has them."""
 
-    @functools.wraps(method)
     def write(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
         if _adapted_layers(self):
             hosts = hosts_of(self.variables, divided=True)
@@ -138,7 +151,6 @@ def _guarded_writer(name: str, method: Callable[..., Any]) -> Callable[..., Any]
                 )
         return method(self, *args, **kwargs)
 
-    write.guarded = True  # type: ignore[attr-defined]
     return write
 
 
@@ -146,7 +158,6 @@ def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     """Return a method that checks a model before it compiles a function."""
     function_name = name.removeprefix("make_")
 
-    @functools.wraps(method)
     def make(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
         if getattr(self, function_name, None) is None:
             note_compiled(self)
@@ -156,7 +167,6 @@ def _guarded_maker(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             _separate_averages(self)
         return method(self, *args, **kwargs)
 
-    make.guarded = True  # type: ignore[attr-defined]
     return make
 
 

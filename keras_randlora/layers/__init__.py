@@ -13,6 +13,7 @@ from keras_randlora.layers.convolutions import (
     is_of_patches,
 )
 from keras_randlora.layers.counts import parameter_count
+from keras_randlora.layers.formed import kernels_formed
 from keras_randlora.layers.kinds import (
     RandLoRADense,
     RandLoRAEinsumDense,
@@ -78,6 +79,7 @@ __all__ = [
     "is_of_patches",
     "kept",
     "kernel_shape",
+    "kernels_formed",
     "kind_name",
     "layout_of",
     "named_weights",

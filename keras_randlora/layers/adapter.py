@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_randlora.config import LayerOptions
 from keras_randlora.layers import store
+from keras_randlora.layers.formed import formed_kernel
 from keras_randlora.layers.product import AdaptedProduct
 from keras_randlora.layers.quantized import float_policy, frozen_kernel
 from keras_randlora.tools import (
@@ -112,6 +113,8 @@ class RandLoRAAdapter(keras.layers.Layer):
             inputs = to_dense(inputs)
         if self._is_off():
             return self.product.base(inputs, held)
+        if (formed := formed_kernel(self)) is not None:
+            return self.product.with_kernel(inputs, formed)
         self.latest_way = way = self.way(inputs.shape)
         at_once = way == "materialized" and not (self.dropout and training)
         if at_once and self.shape.batch is not None:
@@ -135,6 +138,8 @@ class RandLoRAAdapter(keras.layers.Layer):
         """
         if self._is_off():
             return self.product.frozen(held)
+        if (formed := formed_kernel(self)) is not None:
+            return formed
         self.latest_way = self.latest_way or "materialized"
         return self.product.kernel_with_update(held, *self._factors())
 

@@ -27,6 +27,7 @@ from keras_randlora.tools.checks import (
 from keras_randlora.tools.embeddings import is_reversible
 from keras_randlora.tools.hosts import Hosts, hosts_of
 from keras_randlora.tools.markup import html_table
+from keras_randlora.tools.memory import free_bytes
 from keras_randlora.tools.progress import shown
 from keras_randlora.tools.seeds import random_states, set_random_states
 from keras_randlora.tools.shards import (
@@ -52,6 +53,7 @@ __all__ = [
     "corners",
     "finite_number",
     "here",
+    "free_bytes",
     "hosts_of",
     "html_table",
     "in_graph",
