@@ -22,8 +22,9 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 # Many tests compile the same programs; XLA does so once. The first process of a run
 # makes the folder, workers and subprocesses inherit it.
-_programs = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    _programs = None
+else:
     _programs = xla_programs.folder_of_run()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_programs)
 # Else the folder's path is part of a program's key.

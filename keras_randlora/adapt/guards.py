@@ -70,9 +70,9 @@ def _guard(
     """Replace a method by its guarded version, once."""
     method = getattr(owner, name)
     if not hasattr(method, "guarded"):
-        method = functools.wraps(method)(guarded(method))
-        method.guarded = True
-        setattr(owner, name, method)
+        replaced: Any = functools.wraps(method)(guarded(method))
+        replaced.guarded = True
+        setattr(owner, name, replaced)
 
 
 def before_training(model: keras.Model, action: Callable[[keras.Model], None]) -> None:
