@@ -114,7 +114,7 @@ demo-gemma: $(ENV) ## The same with Gemma 3 270M
 RAW := benchmarks/results/raw
 OURS := keras-lora randlora-uniform randlora-kronecker
 
-bench: $(ENV) ## Measure step times, memory, layers, life cycle, four bits (two hours)
+bench: $(ENV) ## Measure step times, memory, layers, life cycle, four bits (three hours)
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.step_time --targets query,value --tokens 2x256 \
 	  --methods $(OURS) peft-lora peft-randlora --out $(RAW)/step_query_value.json
@@ -122,6 +122,10 @@ bench: $(ENV) ## Measure step times, memory, layers, life cycle, four bits (two 
 	  --out $(RAW)/step_few_tokens.json
 	$(BIN)/python -m benchmarks.step_time --tokens 16x256 --backends torch \
 	  --methods $(OURS) --out $(RAW)/step_many_tokens.json
+	$(BIN)/python -m benchmarks.step_time --models llama-12-blocks --tokens 2x128 \
+	  --methods $(OURS) peft-lora --out $(RAW)/step_12_blocks.json
+	$(BIN)/python -m benchmarks.step_time --models llama3-1b-blocks gemma3-1b-blocks \
+	  --tokens 1x1024 4x1024 --methods $(OURS) peft-lora --out $(RAW)/step_1b_blocks.json
 	$(BIN)/python -m benchmarks.profile_step --out $(RAW)/profile.json
 	$(BIN)/python -m benchmarks.profile_step --backend tensorflow \
 	  --out $(RAW)/profile_tensorflow.json

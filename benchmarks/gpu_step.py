@@ -1,4 +1,4 @@
-"""Step time and peak memory on a GPU: blocks of Llama 3 8B and Gemma 2B in bfloat16.
+"""Step time and peak memory on a GPU: blocks of Llama and Gemma in bfloat16.
 
 Takes the options of `benchmarks.step_time`.
 """
@@ -19,7 +19,12 @@ def main() -> int:
         return 2
     return step_time.main(
         device="gpu",
-        models=["llama3-8b-blocks", "gemma-2b-blocks"],
+        models=[
+            "llama3-1b-blocks",
+            "gemma3-1b-blocks",
+            "llama3-8b-blocks",
+            "gemma-2b-blocks",
+        ],
         tokens=[(4, 512), (8, 1024)],
         backends=["torch", "jax"],
         dtype="bfloat16",

@@ -77,12 +77,14 @@ class Decoder:
         return [name for name in names if name in targets]
 
 
-# The last two have a few blocks of the models they are named after, and a vocabulary
-# reduced alike: the head has the same share of the work as in the whole model.
+# Those named `-blocks` after a model have a few of its blocks and a vocabulary reduced
+# alike: the head has the same share of the work as in the whole model.
 MODELS = {
     "smollm2": Decoder("llama", 49152, 30, 576, 1536, 9, 3, 64, pretrained="smollm2"),
     "tiny": Decoder("llama", 64, 1, 16, 24, 4, 2, 4),
     "llama-12-blocks": Decoder("llama", 4096, 12, 512, 1408, 8, 4, 64),
+    "llama3-1b-blocks": Decoder("llama", 16032, 2, 2048, 8192, 32, 8, 64),
+    "gemma3-1b-blocks": Decoder("gemma", 20165, 2, 1152, 6912, 4, 1, 256),
     "llama3-8b-blocks": Decoder("llama", 16032, 4, 4096, 14336, 32, 8, 128),
     "gemma-2b-blocks": Decoder("gemma", 42667, 3, 2048, 16384, 8, 1, 256),
 }
