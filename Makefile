@@ -135,6 +135,7 @@ bench: $(ENV) ## Measure step times, memory, layers, life cycle, four bits (thre
 	$(BIN)/python -m benchmarks.quantized_training
 	$(BIN)/python -m benchmarks.every_weight
 	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.merging
 
 bench-gpu: $(ENV) ## Measure step times and memory on a GPU, with torch and JAX
 	$(BIN)/python -m benchmarks.gpu_step

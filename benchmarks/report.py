@@ -239,6 +239,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "quantized_training": quantized_training,
     "every_weight": every_weight,
     "generation": generation,
+    "merging": life_cycle,
 }
 
 

@@ -28,6 +28,7 @@ from keras_randlora.adapt.state import (
 from keras_randlora.layers import (
     RandLoRALayer,
     hold,
+    in_use,
     kept,
     restore_float,
     write_kernel,
@@ -145,7 +146,7 @@ def _merge(layer: RandLoRALayer, dequantize: bool) -> None:
         restore_float(layer, kernel)
         return
     with contextlib.ExitStack() as undo:
-        undo.callback(hold, layer, kept(layer))
+        undo.callback(hold, layer, in_use(layer))
         undo.callback(layer.reattach, layer.attachment())
         layer.detach()
         write_kernel(layer, kernel)

@@ -193,8 +193,18 @@ def kept(layer: keras.layers.Layer) -> dict[str, np.ndarray | Parts]:
     return {name: copy_of(variable) for name, variable in _holding(layer).items()}
 
 
+def in_use(layer: keras.layers.Layer) -> dict[str, Array]:
+    """Return what they hold, for `hold`: JAX's arrays never change, others are copied.
+
+    Where `kept` moves the arrays to the host, this takes no memory on JAX.
+    """
+    if keras.backend.backend() != "jax":
+        return kept(layer)
+    return {name: variable.value for name, variable in _holding(layer).items()}
+
+
 def hold(layer: keras.layers.Layer, arrays: Mapping[str, Array]) -> None:
-    """Assign what `held_arrays` or `kept` returned, or tensors."""
+    """Assign what `held_arrays`, `kept` or `in_use` returned, or tensors."""
     for name, variable in _holding(layer).items():
         assign(variable, arrays[name])
 
