@@ -17,7 +17,7 @@ multiplies by it keeps it for the backward pass, as it would keep a plain kernel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ from keras_randlora.update import (
     gradients_of_matrix,
     gradients_of_product,
     scaled_basis_a,
-    with_gradient,
+    with_gradient_of_kind,
 )
 
 Array = Any
@@ -157,7 +157,7 @@ class AdaptedProduct:
             update = Update(shape, lambda_, gamma, *bases, scale)
             return gradients_of_matrix(update, layout.to_matrix(cast(gradient, dtype)))
 
-        product = with_gradient(forward, backward, trained=2)
+        product = self._with_gradient(forward, backward, 2, count)
         return product(lambda_, gamma, *held, *self.bank.stored())
 
     def base(self, inputs: Array, held: Sequence[Array]) -> Array:
@@ -182,7 +182,8 @@ class AdaptedProduct:
             x_gradient = gradient @ transpose(layout.to_matrix(kernel))
             return (layout.from_rows(x_gradient, x),)
 
-        return with_gradient(forward, backward, trained=1)(inputs, *held)
+        product = self._with_gradient(forward, backward, 1, len(held))
+        return product(inputs, *held)
 
     def with_kernel(self, inputs: Array, kernel: Array) -> Array:
         """Return the product of the inputs with a given kernel."""
@@ -228,7 +229,7 @@ class AdaptedProduct:
             rows = layout.rows(frozen.seen(x))
             return x_gradient, *gradients_of_product(update, rows, gradient)
 
-        product = with_gradient(forward, backward, trained=3)
+        product = self._with_gradient(forward, backward, 3, count)
         return product(inputs, lambda_, gamma, *held, *self.bank.stored())
 
     def factored(self, inputs: Array, lambda_: Array, gamma: Array) -> Array:
@@ -275,8 +276,32 @@ class AdaptedProduct:
             x_gradient = layout.from_rows(x_gradient, x)
             return x_gradient, *adapter
 
-        product = with_gradient(forward, backward, trained=3)
+        product = self._with_gradient(forward, backward, 3, 0)
         return product(inputs, lambda_, gamma, *self.bank.stored())
+
+    def _with_gradient(
+        self,
+        forward: Callable[..., Array],
+        backward: Callable[..., tuple[Array, ...]],
+        trained: int,
+        held: int,
+    ) -> Callable[..., Array]:
+        """Return `forward` with its gradient, the same for all layers of a kind.
+
+        Args:
+            forward: As in `with_gradient`; depends on the attributes only.
+            backward: Likewise.
+            trained: As in `with_gradient`.
+            held: How many tensors hold the kernel.
+        """
+        stored = self.layout, self.kernel, self.shape, self.factor, held
+        return with_gradient_of_kind(
+            self.bank,
+            (forward.__qualname__, *stored),
+            forward,
+            backward,
+            trained=trained,
+        )
 
 
 def _base_kernel(

@@ -19,6 +19,7 @@ from keras_randlora.update.formula import (
 from keras_randlora.update.gradient import (
     computed_after,
     with_gradient,
+    with_gradient_of_kind,
 )
 from keras_randlora.update.layouts import (
     KernelLayout,
@@ -54,4 +55,5 @@ __all__ = [
     "rebuilt_bank",
     "scaled_basis_a",
     "with_gradient",
+    "with_gradient_of_kind",
 ]

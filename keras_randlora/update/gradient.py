@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_randlora.tools import keras_internals, loops
+from keras_randlora.tools import is_traced, keras_internals, loops
 from keras_randlora.update.linear_map import linear_map
 
 Array = Any
 Forward = Callable[..., Array]
 Backward = Callable[[tuple[Array, ...], Array], tuple[Array, ...]]
+_KINDS: weakref.WeakKeyDictionary[Any, dict[Hashable, Forward]]
+_KINDS = weakref.WeakKeyDictionary()
 
 
 def with_gradient(forward: Forward, backward: Backward, *, trained: int) -> Forward:
@@ -38,6 +41,33 @@ def with_gradient(forward: Forward, backward: Backward, *, trained: int) -> Forw
             are frozen.
     """
     return _BACKENDS[keras.backend.backend()](forward, backward, trained)
+
+
+def with_gradient_of_kind(
+    owner: Any,
+    kind: Hashable,
+    forward: Forward,
+    backward: Backward,
+    *,
+    trained: int,
+) -> Forward:
+    """Return `with_gradient(…)`, the same for all layers of a kind.
+
+    JAX and TensorFlow then trace it once for all of them.
+
+    Args:
+        owner: What they share; the function is kept as long as it lives.
+        kind: All that `forward` and `backward` depend on besides.
+        forward: As in `with_gradient`; must not refer to `owner`.
+        backward: As in `with_gradient`; must not refer to `owner`.
+        trained: As in `with_gradient`.
+    """
+    if keras.backend.backend() == "torch":
+        return with_gradient(forward, backward, trained=trained)
+    known = _KINDS.setdefault(owner, {})
+    if kind not in known:
+        known[kind] = with_gradient(forward, backward, trained=trained)
+    return known[kind]
 
 
 def computed_after(signal: Array, tensor: Array) -> Array:
@@ -151,20 +181,32 @@ def _jax(forward: Forward, backward: Backward, trained: int) -> Forward:
         return outputs, *linear_map(along, against, tensors, changes)
 
     function.defjvp(slope, symbolic_zeros=True)
-    return function
+    # Within a program: one trace and one piece of code for all calls.
+    compiled = jax.jit(function)
+
+    def apply(*tensors: Any) -> Any:
+        return compiled(*tensors) if is_traced() else function(*tensors)
+
+    return apply
 
 
 def _tensorflow(forward: Forward, backward: Backward, trained: int) -> Forward:
     import tensorflow as tf
 
+    # Within a graph: one trace and one function of it for all calls.
+    forward_once = tf.function(forward, autograph=False)
+    backward_once = tf.function(backward, autograph=False)
+
     def gradients(tensors: tuple[Any, ...], gradient: Any) -> tuple[Any, ...]:
         frozen = len(tensors) - trained
         gradient = tf.convert_to_tensor(gradient)  # slices, of a sparse product
-        return *backward(tensors, gradient), *(None,) * frozen
+        compute = backward if tf.executing_eagerly() else backward_once
+        return *compute(tensors, gradient), *(None,) * frozen
 
     @tf.custom_gradient
     def function(*tensors: Any) -> Any:
-        return forward(*tensors), lambda gradient: gradients(tensors, gradient)
+        compute = forward if tf.executing_eagerly() else forward_once
+        return compute(*tensors), lambda gradient: gradients(tensors, gradient)
 
     def apply(*tensors: Any) -> Any:
         # A variable would count as one that `forward` closes over.

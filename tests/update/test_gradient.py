@@ -1,11 +1,14 @@
 """A function with a hand-written gradient under the transforms of the backends."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
-from backend import BACKEND, as_numpy, assert_close
+from backend import BACKEND, as_numpy, assert_close, value_and_gradients
 from keras import ops
 
-from keras_randlora.update.gradient import with_gradient
+from keras_randlora.update.gradient import with_gradient, with_gradient_of_kind
 
 MARK = 7.0  # what tells the hand-written gradient from the slope
 X = np.array([[0.5, -1.0, 2.0], [1.5, 0.25, -0.5]], "float32")
@@ -124,3 +127,71 @@ def test_jax_transposes_a_linearized_function_by_hand():
         lambda g: jax.linear_transpose(linear, w)(g)[0], x
     )(ops.ones_like(w))
     assert_close(forward_again, linear(ops.ones_like(w)), 1e-6)
+
+
+class Owner:
+    """Something that layers share."""
+
+
+def of_kind(owner, kind, factor, calls):
+    """Return `factor * x²` for a kind, which notes its calls."""
+
+    def forward(x, frozen):
+        calls.append("forward")
+        return factor * x * x
+
+    def backward(tensors, gradient):
+        calls.append("backward")
+        return (MARK * factor * tensors[0] * gradient,)
+
+    return with_gradient_of_kind(owner, kind, forward, backward, trained=1)
+
+
+def test_a_kind_is_traced_once():
+    owner, counts = Owner(), []
+    for layers in (2, 5):
+        calls = []
+
+        def product(x, frozen, layers=layers, calls=calls):
+            for _ in range(layers):
+                x = of_kind(owner, layers, 0.5, calls)(x, frozen)
+            return x
+
+        _, (gradient, _) = value_and_gradients(product, X, W)
+        # d(x²/2)/dx is x; the hand-written one is MARK/2 times as large
+        expected = np.ones_like(X)
+        x = X.astype("float64")
+        for _ in range(layers):
+            expected, x = expected * MARK * 0.5 * x, 0.5 * x * x
+        assert_close(gradient, expected, 1e-5)
+        counts.append((calls.count("forward"), calls.count("backward")))
+    few, many = counts
+    assert (few == many) == (BACKEND != "torch")
+
+
+def test_kinds_and_owners_do_not_mix():
+    owners, calls = (Owner(), Owner()), []
+    factors = [(0, "one", 2.0), (0, "other", 3.0), (1, "one", 5.0), (0, "one", 2.0)]
+    for place, kind, factor in factors:
+        product = of_kind(owners[place], kind, factor, calls)
+        assert_close(as_numpy(product(*tensors()[:2])), factor * X**2, 1e-6)
+
+
+def test_functions_go_with_their_owner():
+    class Kept:
+        """A part of what the functions need."""
+
+    def product_of(owner):
+        kept = Kept()
+        with_gradient_of_kind(
+            owner, "kind", lambda x: (kept, x)[1], lambda tensors, g: (g,), trained=1
+        )
+        return weakref.ref(kept)
+
+    owner = Owner()
+    kept = product_of(owner)
+    gc.collect()
+    assert (kept() is None) == (BACKEND == "torch")
+    del owner
+    gc.collect()
+    assert kept() is None
