@@ -131,9 +131,11 @@ def write_adapter(file: AdapterFile, path: str | os.PathLike[str]) -> None:
     """Write the content of an adapter file; see `save_adapter`."""
     path = checked_suffix(path)
     check_adapter(file.tensors, {key: a.shape for key, a in file.tensors.items()})
+    # safetensors writes the memory of other arrays as it lies there.
     tensors = {key: np.array(array, order="C") for key, array in file.tensors.items()}
     if file.bases is not None:
-        tensors |= dict(zip(BASIS_NAMES, file.bases, strict=True))
+        bases = (np.array(basis, order="C") for basis in file.bases)
+        tensors |= dict(zip(BASIS_NAMES, bases, strict=True))
     header: dict[str, Any] = {
         "version": FORMAT_VERSION,
         "config": file.config.to_dict(),
