@@ -24,7 +24,7 @@ SPAN := $(if $(call given,BACKEND),test-$(BACKEND),$(TESTS))
 INTEGRATION := $(addprefix integration-,$(BACKENDS))
 
 .PHONY: help env lint format test test-span test-quick oldest newest nightly integration \
-  docs demo demo-gemma bench bench-gpu clean $(TESTS) $(INTEGRATION)
+  pages docs demo demo-gemma bench bench-gpu clean $(TESTS) $(INTEGRATION)
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' Makefile
@@ -100,6 +100,11 @@ newest: ## Test with the newest versions on the package index
 
 nightly: ## Test with the nightly builds of Keras and keras-hub
 	$(MAKE) VENV=.venv-nightly$(VERSION) CONSTRAINTS=constraints-nightly.txt test-span
+
+pages: $(ENV) ## Renew the code and API entries of the pages, notebooks, drawings
+	$(BIN)/python docs/pages.py
+	$(BIN)/python docs/notebooks.py
+	$(BIN)/python docs/drawings.py
 
 docs: $(ENV) ## Build the site into build/site; any warning fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
