@@ -32,7 +32,7 @@ from pretrained import LANGUAGE_MODELS, resolve, restore_word_split
 from text_data import Windows, load_documents, pack, split, unit_mean
 
 HELD_OUT_FRACTION = 0.2
-HELD_OUT_WINDOWS = 32
+HELD_OUT_WINDOWS = 16
 NEW_TOKENS = 40
 LOGIT_TOLERANCE = 1e-3
 
