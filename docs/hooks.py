@@ -1,8 +1,9 @@
 """Hooks of MkDocs, see `mkdocs.yml`.
 
-Pages outside of `docs` are read from their place in the repository. Links that leave
-the site lead to the published sources. Formulas become MathML, which browsers draw
-themselves. Drawings are inlined, so that they take the page's colours.
+Pages outside of `docs`, the home page too, are read from their place in the
+repository. Links that leave the site lead to the published sources. Formulas become
+MathML, which browsers draw themselves. Drawings are inlined, so that they take the
+page's colours.
 """
 
 import os
@@ -33,13 +34,14 @@ _PICTURE = re.compile(r'<img alt="([^"]*)" src="[^"]*?(img/[\w-]+\.svg)" ?/?>')
 def on_files(files, config):
     """Add the pages that stand elsewhere."""
     for source, page in PAGES.items():
-        if page != "index.md":
-            files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
     """Let links lead to pages of the site, or to the published sources."""
+    if page.parent is None:  # no other page to list beside it
+        page.meta.setdefault("hide", ["navigation"])
     folder = Path(page.file.abs_src_path).parent
     return _LINK.sub(
         lambda link: (

@@ -2,7 +2,7 @@
 
     python docs/notebooks.py
 
-Words and code are those of the page in `docs/guides` and the script it includes.
+Words and code are those of the page in `docs/guides`.
 """
 
 import json
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 GUIDES = ("gemma", "llama")
 _SITE = (ROOT / "mkdocs.yml").read_text("utf-8")
 REPOSITORY = re.search(r"^  repository: (\S+)$", _SITE, re.MULTILINE)[1]
-_CODE = re.compile(r'```python\n--8<-- "([^"\n]+):([\w-]+)"\n```\n?')
+_CODE = re.compile(r"<!-- code: .*? -->\n```python\n(.*?)\n```\n?", re.DOTALL)
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)(#[^)]*)?\)")
 
 
@@ -25,8 +25,8 @@ def notebook(guide):
     words, *parts = _CODE.split(rest)
     cells = [_markdown(f"{title}\n\n{_badges(guide)}"), _code(_set_up())]
     cells.append(_markdown(words))
-    for path, section, words in zip(*[iter(parts)] * 3, strict=True):
-        cells.append(_code(_section(path, section)))
+    for code, words in zip(*[iter(parts)] * 2, strict=True):
+        cells.append(_code(code))
         if words.strip():
             cells.append(_markdown(words))
     for number, cell in enumerate(cells):
@@ -72,13 +72,6 @@ def _set_up():
         "import kagglehub\n\n"
         "kagglehub.login()  # the account that has accepted the model's licence"
     )
-
-
-def _section(path, name):
-    """Return the part of a script between the marks of a section."""
-    script = (ROOT / path).read_text("utf-8")
-    start, end = (f"# --8<-- [{edge}:{name}]\n" for edge in ("start", "end"))
-    return script.split(start)[1].split(end)[0].strip("\n")
 
 
 def _markdown(words):

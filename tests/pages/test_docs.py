@@ -30,15 +30,18 @@ def constant(path, name):
 
 # Pages of the site that stand outside `docs`, by their name on it.
 ELSEWHERE = {
-    page: ROOT / source
-    for source, page in constant(DOCS / "hooks.py", "PAGES").items()
-    if page != "index.md"
+    page: ROOT / source for source, page in constant(DOCS / "hooks.py", "PAGES").items()
 }
 PAGES = sorted(DOCS.rglob("*.md"))
-TEXTS = [ROOT / "README.md", *ELSEWHERE.values(), *PAGES]
+RENEW = runpy.run_path(str(DOCS / "pages.py"))
+TEXTS = RENEW["sources"]()
 FENCE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(((?!\w+:)[^)#\s]*)(?:#([^)\s]+))?\)")
-INCLUDED = re.compile(r'--8<-- "([^"\n]+):([\w-]+)"')
+# What GitHub shows as it stands: what only extensions of MkDocs read, and the spaces of
+# formulas, which lose their backslash there.
+RAW = re.compile(
+    r"^---$|^ *(?:!!!|\?{3}|===|:{3}|--8<--) |[\])]\{|\\[,;:!]", re.MULTILINE
+)
 
 
 def name_of(path):
@@ -50,14 +53,12 @@ def words_of(path):
 
 
 def anchors_of(path):
-    """Return where links into a page may lead: its headings and its API entries."""
-    words = words_of(path)
-    headings = re.findall(r"^#+ (.+)$", words, re.MULTILINE)
-    slugs = {
+    """Return where links into a page may lead: its headings."""
+    headings = re.findall(r"^#+ (.+)$", words_of(path), re.MULTILINE)
+    return {
         re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
         for heading in headings
     }
-    return slugs | set(re.findall(r"^::: (\S+)$", words, re.MULTILINE))
 
 
 def leaves(nav):
@@ -84,18 +85,42 @@ def test_links_lead_somewhere(path):
             assert anchor in anchors_of(place), f"{target} has no #{anchor}"
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_included_sections_exist(path):
-    for script, section in INCLUDED.findall(path.read_text("utf-8")):
-        content = (ROOT / script).read_text("utf-8")
-        for edge in ("start", "end"):
-            assert content.count(f"[{edge}:{section}]") == 1
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_pages_show_the_sources(path):
+    """Code of scripts and entries of the API stand in the pages, for any reader."""
+    if RENEW["ENTRY"].search(page := path.read_text("utf-8")):
+        pytest.importorskip("griffe")
+    assert page == RENEW["renewed"](page), (
+        f"{name_of(path)} is stale: run `python docs/pages.py`"
+    )
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_github_shows_the_pages_too(path):
+    assert RAW.findall(words_of(path)) == []
+
+
+def test_what_is_stale_or_asked_for_is_renewed(tmp_path):
+    script = tmp_path / "new.py"
+    start, end = ("    # --8<-- [start:a]\n", "    # --8<-- [end:a]\n")
+    script.write_text(f"if 1:\n{start}    b = 2\n{end}")
+    fresh = f"<!-- code: {script}:a -->\n```python\nb = 2\n```\n"
+    asked = f'```python\n--8<-- "{script}:a"\n```\n'
+    assert RENEW["renewed"](asked) == RENEW["renewed"](fresh) == fresh
+    assert RENEW["renewed"](fresh.replace("b = 2", "b = 3")) == fresh
+    with pytest.raises(ValueError, match="new.py has no section 'c'"):
+        RENEW["renewed"](fresh.replace(":a -", ":c -"))
+
+
+def included(path):
+    """Return the sections that a page shows, as pairs of script and name."""
+    return [found[:2] for found in RENEW["CODE"].findall(path.read_text("utf-8"))]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_sections_are_shown_in_the_order_in_which_they_run(path):
     shown = {}
-    for script, section in INCLUDED.findall(path.read_text("utf-8")):
+    for script, section in included(path):
         shown.setdefault(script, []).append(section)
     for script, sections in shown.items():
         content = (ROOT / script).read_text("utf-8")
@@ -103,9 +128,7 @@ def test_sections_are_shown_in_the_order_in_which_they_run(path):
 
 
 def test_every_section_of_a_guide_is_shown():
-    shown = {
-        found for path in PAGES for found in INCLUDED.findall(path.read_text("utf-8"))
-    }
+    shown = {found for path in PAGES for found in included(path)}
     for script in (ROOT / "examples" / "guides").glob("*.py"):
         for section in re.findall(r"\[start:([\w-]+)\]", script.read_text("utf-8")):
             assert (name_of(script), section) in shown
@@ -113,7 +136,7 @@ def test_every_section_of_a_guide_is_shown():
 
 def test_every_public_name_is_in_the_reference():
     pages = [path.read_text("utf-8") for path in (DOCS / "api").glob("*.md")]
-    entries = re.findall(r"^::: keras_randlora\.(\w+)$", "\n".join(pages), re.MULTILINE)
+    entries = [found[0] for page in pages for found in RENEW["ENTRY"].findall(page)]
     assert sorted(entries) == sorted(constant(PACKAGE / "__init__.py", "__all__"))
 
 

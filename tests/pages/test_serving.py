@@ -1,59 +1,86 @@
-"""The Python of docs/serving.md runs, on a tiny model."""
+"""The blocks of docs/serving.md run in their order, on a tiny model."""
 
 import re
+import shlex
 from pathlib import Path
 
-import artefacts
 import keras_hub
 import numpy as np
-from models import EXAMPLES
+import tiny_presets
+from models import moved_adapter
 
 import keras_randlora as kr
+from keras_randlora import cli
 
 GUIDE = Path(__file__).parents[2] / "docs" / "serving.md"
-ADAPTERS = {
-    "legal": dict(rank=3, targets=None),
-    "medical": dict(rank=3, targets=None),
-    "poetry": dict(rank=5, targets=["mlp", "query"], seed=4),
+BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+CUSTOMERS = {
+    "legal": "The rent is",
+    "medical": "The tablet is",
+    "poetry": "The rain is",
 }
+
+
+def execute(language, block, names):
+    """Run a block: Python in `names`, or a command of the package."""
+    if language == "python":
+        exec(compile(block, str(GUIDE), "exec"), names)
+    else:
+        name, *arguments = shlex.split(block.replace("\\\n", " "))
+        assert (name, cli.main(arguments)) == ("keras-randlora", 0)
+
+
+def move(path, values):
+    """Give a file of an adapter values that matter; return its updates."""
+    model = tiny_presets.tiny_llama()
+    kr.load_adapter(model, path)
+    kr.set_adapter(model, moved_adapter(model, values))
+    kr.save_adapter(model, path)
+    return kr.analysis.updates(model)
 
 
 def test_guide_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    expected, updates, loaded = {}, {}, []
-    inputs = EXAMPLES["llama3"].inputs()
-    for seed, (name, options) in enumerate(ADAPTERS.items()):
-        model = artefacts.adapted("llama3", seed, **options)
-        kr.save_adapter(model, f"{name}.safetensors")
-        expected[name] = artefacts.outputs(model, inputs)
-        updates[name] = kr.analysis.updates(model)
+    loaded = []
 
     def from_preset(name):
-        loaded.append(EXAMPLES["llama3"].build())
+        assert name == "llama3.2_1b"
+        loaded.append(tiny_presets.tiny_llama())
         return loaded[-1]
 
-    monkeypatch.setattr(keras_hub.models.Llama3CausalLM, "from_preset", from_preset)
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 7
-    names = {"inputs": inputs}
-    for block in blocks:
-        exec(compile(block, str(GUIDE), "exec"), names)
+    for kind in ("Llama3CausalLM", "CausalLM"):
+        task = getattr(keras_hub.models, kind)
+        monkeypatch.setattr(task, "from_preset", from_preset)
+    load, train, *rest = BLOCK.findall(GUIDE.read_text("utf-8"))
+    assert [language for language, _ in rest].count("bash") == 1
+    names = {}
+    execute(*load, names)
+    execute(*train, names)
+    updates = {name: move(f"{name}.safetensors", i) for i, name in enumerate(CUSTOMERS)}
+    for block in rest:
+        execute(*block, names)
 
-    for name, outputs in expected.items():
-        np.testing.assert_allclose(names[name], outputs, atol=1e-5)
-    np.testing.assert_allclose(names["logits"], expected["legal"], atol=1e-4)
-    plain, (mixed, _) = EXAMPLES["llama3"].build(), loaded
-    base = artefacts.outputs(plain, inputs)
-    np.testing.assert_allclose(names["base"], base, atol=1e-5)
-    mixture = artefacts.outputs(mixed, inputs)
-    np.testing.assert_allclose(names["mixture"], mixture, atol=1e-5)
-    legal, poetry = updates["legal"], updates["poetry"]
-    found = kr.analysis.updates(mixed, kr.analysis.kernels(plain))
-    assert found.keys() == legal.keys() | poetry.keys()
-    for path in legal.keys() & poetry.keys():
-        by_hand = 0.7 * legal[path] + 0.3 * poetry[path]
-        np.testing.assert_allclose(found[path], by_hand, atol=1e-5)
-        assert np.abs(by_hand).max() > 1e-2
+    def generated(text, adapter=None):
+        model = tiny_presets.tiny_llama()
+        if adapter:
+            kr.load_adapter(model, f"{adapter}.safetensors")
+        model.compile(sampler="greedy")
+        return model.generate(text, max_length=16)
+
+    for name, text in CUSTOMERS.items():
+        assert names[name] == generated(text, name)
+    assert names["base"] == generated("The rent is")
+    assert names["completed"] == names["legal"]
+    assert len({names["base"], names["legal"], names["mixture"]}) == 3
+    plain = kr.analysis.kernels(tiny_presets.tiny_llama())
+    by_command = keras_hub.models.Llama3Backbone.from_preset("mixture")
+    for mixed in (loaded[0].backbone, by_command):
+        found = kr.analysis.updates(mixed, plain)
+        assert found.keys() == updates["poetry"].keys()
+        for path, update in updates["poetry"].items():
+            by_hand = 0.3 * update + 0.7 * updates["legal"].get(path, 0)
+            np.testing.assert_allclose(found[path], by_hand, atol=1e-5)
+            assert np.abs(by_hand).max() > 1e-2
 
 
 def test_guide_names_every_format():
