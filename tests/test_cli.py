@@ -1,5 +1,6 @@
 """The command `keras-randlora`: what it writes, says and returns."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import keras_hub
 import numpy as np
 import pytest
 from models import EXAMPLES
+from versions import KERAS_HUB, NEEDS_PRESETS_ALONE
 
 import keras_randlora as kr
 from keras_randlora.cli import main
@@ -26,7 +28,10 @@ OTHER = {"jax": "torch", "tensorflow": "jax", "torch": "jax"}
 def folder(tmp_path_factory):
     """Write a plain preset, two adapter files and a PEFT folder."""
     folder = tmp_path_factory.mktemp("cli")
-    EXAMPLES["llama3"].build().save_to_preset(str(folder / "base"))
+    # Earlier versions fail at the end, when all but a preprocessor is written.
+    fails = contextlib.suppress(*[AttributeError] * (KERAS_HUB < (0, 30)))
+    with fails:
+        EXAMPLES["llama3"].build().save_to_preset(str(folder / "base"))
     for seed, rank in ((1, 3), (2, 5)):
         model = artefacts.adapted("llama3", seed, rank=rank)
         kr.save_adapter(model, folder / f"{seed}.safetensors")
@@ -97,6 +102,7 @@ def test_info_of_a_peft_folder(run):
     assert re.search(r"layers\.0\.self_attn\.q_proj\s+λ \(5, 4\), γ \(4, 16\)", out)
 
 
+@NEEDS_PRESETS_ALONE
 def test_merge_to_a_preset(run, folder):
     command = "merge --preset base --adapter 1.safetensors --output out/merged"
     assert run(command)[0] == 0
@@ -214,6 +220,7 @@ def test_help_has_examples(run, command):
 
 
 @pytest.mark.any_backend
+@NEEDS_PRESETS_ALONE
 def test_real_process_on_another_backend(folder):
     backend = OTHER[keras.backend.backend()]
     done = subprocess.run(

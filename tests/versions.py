@@ -5,6 +5,7 @@ import re
 import keras
 import keras_hub
 import pytest
+from backend import BACKEND
 
 
 def numbers(version):
@@ -28,11 +29,14 @@ PASSED_BY = pytest.mark.filterwarnings(
 )
 
 
-def since(version, what):
-    """Skip a test with a Keras before `version`, the first that has `what`."""
+def since(version, what, backend=BACKEND):
+    """Skip a test with a Keras before `version`, the first that has `what`.
+
+    Of a `backend`, if given: others have it in every version.
+    """
     first = ".".join(map(str, version))
     return pytest.mark.skipif(
-        KERAS < version,
+        KERAS < version and BACKEND == backend,
         reason=f"{what} is new in Keras {first}, this is {keras.__version__}",
     )
 
@@ -52,6 +56,11 @@ def needs_mode(mode):
 
 
 NEEDS_SCHEDULE_FREE = since((3, 14), "`ScheduleFreeAdamW`")
-NEEDS_PRESETS_ALONE = since_hub((0, 29), "A preset of a task without a preprocessor")
+NEEDS_TRACEABLE_LAYERS = since((3, 15), "Tracing layers with torch.export or Dynamo")
+# Earlier ones leave the tensors of a call in reference cycles of `tree_flatten`.
+NEEDS_TENSORS_FREED = since((3, 15), "Freeing a call's tensors at once", "torch")
+NEEDS_MESH_ON_TORCH = since((3, 15), "`ModelParallel` on PyTorch", "torch")
+NEEDS_PRESETS_ALONE = since_hub((0, 30), "A preset of a task without a preprocessor")
+NEEDS_LLAMA_FOR_TRANSFORMERS = since_hub((0, 32), "`export_to_transformers` of Llama 3")
 # Since keras-hub 0.25.1 they are those of Keras.
 NEEDS_INT4_EMBEDDINGS = since((3, 13), "The quantization 'int4' of tied embeddings")

@@ -36,6 +36,7 @@ from keras_randlora.tools import (
     Hosts,
     bytes_of,
     hosts_of,
+    keras_internals,
     local_path,
     replacing,
     to_numpy,
@@ -182,6 +183,15 @@ def _check_request(
             f"format='{format}' calls `{kind.method}`, which keras-hub does not give "
             f"to this model. Received: '{model.name}', a {type(model).__name__}."
         )
+    if keras_internals.version_of_keras() < kind.since:
+        first = ".".join(map(str, kind.since))
+        raise ValueError(
+            f"format='{format}' needs Keras {first}: layers of earlier versions cannot "
+            f"be traced. This is Keras {keras.__version__}. Use another of "
+            f"{list(FORMATS)}."
+        )
+    if format == "preset":
+        _require_preset_of(model)
     if format == "transformers":
         _require_known_to_transformers(model)
     missing = _missing(kind.backends.get(kind.writer, ()))
@@ -200,14 +210,27 @@ def _check_request(
         )
 
 
+def _require_preset_of(model: keras.Model) -> None:
+    import keras_hub
+
+    alone = getattr(model, "preprocessor", model) is None
+    if alone and keras_internals.version_numbers(keras_hub.__version__) < (0, 30):
+        raise ValueError(
+            f"keras-hub {keras_hub.__version__} cannot write a preset of "
+            f"'{model.name}', a task without a preprocessor; keras-hub 0.30 can. Give "
+            "it a preprocessor, or use format='keras'."
+        )
+
+
 def _require_known_to_transformers(model: keras.Model) -> None:
+    import keras_hub
     from keras_hub.src.utils.transformers.export.hf_exporter import MODEL_EXPORTERS
 
     backbone = type(backbone_of(model)).__name__
     if backbone not in MODEL_EXPORTERS:
         raise ValueError(
-            f"keras-hub cannot write a {backbone} for transformers, only "
-            f"{', '.join(MODEL_EXPORTERS)}. Use format='preset'."
+            f"keras-hub {keras_hub.__version__} cannot write a {backbone} for "
+            f"transformers, only {', '.join(MODEL_EXPORTERS)}. Use format='preset'."
         )
 
 

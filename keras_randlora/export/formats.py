@@ -32,6 +32,7 @@ class Format(NamedTuple):
         beside: Suffix of a second file.
         method: The method of a keras-hub model that is called.
         max_bytes: Largest size of the weights in the format, in bytes.
+        since: The first Keras whose layers the format's tracer can trace.
     """
 
     write: Callable[[keras.Model, str, Say], Any]
@@ -40,6 +41,7 @@ class Format(NamedTuple):
     beside: str | None = None
     method: str | None = None
     max_bytes: float = math.inf
+    since: tuple[int, int] = (3, 12)
 
     @property
     def writer(self) -> str:
@@ -78,7 +80,7 @@ FORMATS: dict[str, Format] = {
         suffix=".xml",
         beside=".bin",
     ),
-    "torch": Format(write_torch, {"torch": ("torch",)}, suffix=".pt2"),
+    "torch": Format(write_torch, {"torch": ("torch",)}, suffix=".pt2", since=(3, 15)),
     "keras": Format(lambda model, path, say: model.save(path), suffix=".keras"),
     "preset": Format(
         lambda model, path, say: model.save_to_preset(path), method="save_to_preset"

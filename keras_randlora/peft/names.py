@@ -425,7 +425,8 @@ def _prefix_order(
 def _place(site: Site) -> str:
     """Return the names of the layers that hold this one, without models, and its."""
     holders = (h.name for h in site.ancestors if not isinstance(h, keras.Model))
-    return "/".join([*holders, site.name])
+    place = "/".join([*holders, site.name])
+    return place.replace("/tranformer_block_", "/transformer_block_")  # ViT before 0.30
 
 
 def _translations(place: str, table: Table, first_block: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ from keras_randlora.adapt import sites
 from keras_randlora.bases import kind_of
 from keras_randlora.config import LayerOptions
 from keras_randlora.layers import layout_of
-from keras_randlora.tools import bytes_of, item_size, keras_internals
+from keras_randlora.tools import bytes_of, is_hubs_own, item_size, keras_internals
 from keras_randlora.update import UpdateShape, pair_size
 
 QUANTIZATIONS = ("int8", "int4")
@@ -44,17 +44,17 @@ def weight_bytes(model: keras.Model, quantization: str | None = None) -> int:
 
     Args:
         model: A plain model; its weights need no values.
-        quantization: `None` for no change, `"int8"`, or `"int4"` in blocks of 128, as
-            after `model.quantize`.
+        quantization: `None` for no change, `"int8"`, or `"int4"`, as after
+            `model.quantize`: in blocks of 128, before Keras 3.14 per channel.
     """
     total = 0
     for layer in [model, *(site.layer for site in sites(model))]:
-        matrices = _quantizable(layer) if quantization else []
+        matrices = _quantizable(layer, quantization) if quantization else []
         replaced = {id(matrix.variable) for matrix in matrices}
         own = keras_internals.own_variables(layer)
         total += sum(bytes_of(v) for v in own if id(v) not in replaced)
         total += sum(quantized_bytes(matrix, quantization) for matrix in matrices)
-        if matrices and quantization == "int4":
+        if matrices and quantization == "int4" and keras_internals.has_int4_blocks():
             # The block that each row is in, once a layer, float32.
             total += 4 * matrices[0].rows
     return total
@@ -67,8 +67,10 @@ def quantized_bytes(matrix: Matrix, quantization: str | None) -> int:
     scale = item_size(matrix.variable.dtype)
     if quantization == "int8":
         return size + scale * columns
-    blocks_of_rows = math.ceil(matrix.rows / INT4_BLOCK)
     numbers = size // matrix.packed * math.ceil(matrix.packed / 2)
+    if not keras_internals.has_int4_blocks():
+        return numbers + scale * columns
+    blocks_of_rows = math.ceil(matrix.rows / INT4_BLOCK)
     return numbers + (scale + matrix.zero) * blocks_of_rows * columns
 
 
@@ -90,15 +92,19 @@ def basis_bytes(
     return count * (1 if ternary else item_size(dtype))
 
 
-def _quantizable(layer: keras.layers.Layer) -> list[Matrix]:
+def _quantizable(layer: keras.layers.Layer, quantization: str) -> list[Matrix]:
     """Return the matrices of a layer that `quantize` replaces."""
     if getattr(layer, "quantization_mode", None) is not None:
         return []
     if type(layer) in (keras.layers.Dense, keras.layers.EinsumDense):
         layout = layout_of(layer)
         kernel = keras_internals.kernel_variable(layer)
-        return [Matrix(kernel, layout.inputs, layout.outputs)]
-    if type(layer) not in (keras.layers.Embedding, keras.layers.ReversibleEmbedding):
+        packed = layout.outputs
+        if not keras_internals.has_int4_blocks():
+            packed = kernel.shape[layout.input_axes[0]]
+        return [Matrix(kernel, layout.inputs, packed)]
+    is_table = type(layer) in (keras.layers.Embedding, keras.layers.ReversibleEmbedding)
+    if not is_table and not (quantization == "int8" and is_hubs_own(layer)):
         return []
     width = layer.output_dim
     matrices = [Matrix(keras_internals.embeddings_variable(layer), width, width)]

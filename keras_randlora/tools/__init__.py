@@ -24,7 +24,7 @@ from keras_randlora.tools.checks import (
     real_number,
     uint32,
 )
-from keras_randlora.tools.embeddings import is_reversible
+from keras_randlora.tools.embeddings import is_hubs_own, is_reversible
 from keras_randlora.tools.hosts import Hosts, hosts_of
 from keras_randlora.tools.markup import html_table
 from keras_randlora.tools.memory import free_bytes
@@ -60,6 +60,7 @@ __all__ = [
     "in_words",
     "is_divided",
     "is_ragged",
+    "is_hubs_own",
     "is_reversible",
     "is_sparse",
     "is_traced",

@@ -10,7 +10,7 @@ from backend import BACKEND, as_numpy, assert_close
 from keras import layers
 from models import EXAMPLES, compile_model, default_policy, mlp, randomize, tokens
 from peaks import next_token_batch, step_peak
-from versions import KERAS
+from versions import KERAS, NEEDS_TENSORS_FREED
 
 import keras_randlora as kr
 
@@ -90,6 +90,7 @@ def test_a_model_without_blocks_is_refused():
         kr.rematerialize(mlp())
 
 
+@NEEDS_TENSORS_FREED
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow does not tell")
 def test_less_is_kept():
     import keras_hub

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from backend import as_numpy
 from models import EXAMPLES, compile_model, random_adapter, randomize, values_of
-from versions import since
+from versions import KERAS, since
 
 import keras_randlora as kr
 
@@ -129,7 +129,8 @@ def test_optimizers_and_generators_have_other_numbers(prepared):
     source, model = trained_model(), trained_model()
     x, y = np.ones((4, 6), "float32"), np.ones((4, 3), "float32")
     source.fit(x, y, epochs=2, verbose=0)
-    assert source.optimizer.name != model.optimizer.name
+    # Earlier optimizers have no numbers.
+    assert (source.optimizer.name == model.optimizer.name) == (KERAS < (3, 15))
     if prepared:
         model.optimizer.build(model.trainable_variables)
     model.set_state_tree(tree_of(source))

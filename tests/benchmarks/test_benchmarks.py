@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 import pytest
+from versions import NEEDS_PRESETS_ALONE
 
 ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:
@@ -78,6 +79,7 @@ def test_a_life_cycle():
     assert "save the adapter, s" in report.life_cycle(rows)
 
 
+@NEEDS_PRESETS_ALONE
 def test_an_export():
     from benchmarks import export_worker
 

@@ -1,6 +1,7 @@
 """Merged artefacts: what stands in them, and what is left where one fails."""
 
 import json
+import re
 from pathlib import Path
 
 import artefacts
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from models import EXAMPLES
+from versions import NEEDS_LLAMA_FOR_TRANSFORMERS, NEEDS_PRESETS_ALONE
 
 import keras_randlora as kr
 from keras_randlora.export import artefacts as export
@@ -86,6 +88,7 @@ def test_keras_file(name, tmp_path):
         )
 
 
+@NEEDS_PRESETS_ALONE
 def test_preset(llama, tmp_path):
     import keras_hub
 
@@ -102,6 +105,7 @@ def test_preset(llama, tmp_path):
         )
 
 
+@NEEDS_LLAMA_FOR_TRANSFORMERS
 def test_transformers_folder(llama, tmp_path):
     kr.export_merged(llama, tmp_path / "hf", "transformers")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
@@ -142,8 +146,29 @@ def test_a_family_that_keras_hub_cannot_write_is_refused_by_name(tmp_path):
 
     backbone = keras_hub.models.BloomBackbone(23, 1, 2, 8, 16)
     kr.enable_randlora(backbone, rank=2, targets="all-linear")
-    with pytest.raises(ValueError, match="BloomBackbone.*Llama3Backbone"):
+    with pytest.raises(ValueError, match="BloomBackbone.*GemmaBackbone"):
         kr.export_merged(backbone, tmp_path / "hf", "transformers")
+
+
+def test_untraceable_layers_are_refused_by_version(mlp, tmp_path, monkeypatch):
+    later = export.FORMATS["torch"]._replace(since=(99, 1))
+    monkeypatch.setitem(export.FORMATS, "torch", later)
+    said = f"'torch' needs Keras 99.1.*This is Keras {re.escape(keras.__version__)}"
+    with pytest.raises(ValueError, match=said):
+        kr.export_merged(mlp, tmp_path / "m.pt2", "torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_without_a_preprocessor_is_refused_by_version(
+    llama, tmp_path, monkeypatch
+):
+    import keras_hub
+
+    monkeypatch.setattr(keras_hub, "__version__", "0.29.1")
+    with pytest.raises(ValueError, match="keras-hub 0.29.1 .*without a preprocessor"):
+        kr.export_merged(llama, tmp_path / "preset", "preset")
+    assert list(tmp_path.iterdir()) == []
+    kr.export_merged(llama, tmp_path / "m.keras", "keras")
 
 
 def test_a_plain_model_is_refused(tmp_path):
@@ -247,7 +272,7 @@ def test_a_failing_writer_leaves_the_former_artefact(
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):
-    model = EXAMPLES["llama3"].build()
+    model = EXAMPLES["llama3"].build().backbone
     kr.enable_randlora(model, rank=2)
     kr.export_merged(model, tmp_path / "results", "preset")
     kr.export_merged(model, tmp_path / "results", "preset", overwrite=True)

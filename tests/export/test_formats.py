@@ -3,6 +3,11 @@
 import keras
 import pytest
 from models import LLAMA
+from versions import (
+    NEEDS_LLAMA_FOR_TRANSFORMERS,
+    NEEDS_PRESETS_ALONE,
+    NEEDS_TRACEABLE_LAYERS,
+)
 
 import keras_randlora as kr
 
@@ -11,6 +16,11 @@ WRITTEN_HERE = {
     "jax": [],
     "torch": ["onnx", "torch"],
 }[keras.backend.backend()] + ["keras", "preset", "transformers"]
+NEEDS = {
+    "torch": NEEDS_TRACEABLE_LAYERS,
+    "preset": NEEDS_PRESETS_ALONE,
+    "transformers": NEEDS_LLAMA_FOR_TRANSFORMERS,
+}
 
 # What tf2onnx's use of NumPy and ONNX warns of.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -29,7 +39,9 @@ def tied():
     return model, size
 
 
-@pytest.mark.parametrize("format", WRITTEN_HERE)
+@pytest.mark.parametrize(
+    "format", [pytest.param(name, marks=NEEDS.get(name, ())) for name in WRITTEN_HERE]
+)
 def test_size(tied, tmp_path, format):
     model, size = tied
     path = tmp_path / f"m{kr.export.FORMATS[format].suffix or ''}"

@@ -5,12 +5,14 @@ import keras
 import numpy as np
 import pytest
 from models import EXAMPLES
+from versions import NEEDS_TRACEABLE_LAYERS
 
 import keras_randlora as kr
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="torch writes it"
-)
+pytestmark = [
+    pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch writes it"),
+    NEEDS_TRACEABLE_LAYERS,
+]
 NAMES = ["llama3", "gemma3", "bert", "vit", "cnn", "attention", "subclassed", "mlp"]
 
 

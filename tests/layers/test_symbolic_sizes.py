@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from backend import BACKEND, as_numpy, assert_close
 from keras import layers, ops
+from versions import NEEDS_TRACEABLE_LAYERS, since
 
 import keras_randlora as kr
 
@@ -59,6 +60,7 @@ def test_jax_exports_open_sizes(compute):
     assert_close(exported.call(X), as_numpy(model(X)), TOLERANCE)
 
 
+@NEEDS_TRACEABLE_LAYERS
 @pytest.mark.skipif(BACKEND != "torch", reason="torch.export")
 @every_way
 @pytest.mark.parametrize("strict", [False, True], ids=["loose", "strict"])
@@ -78,6 +80,7 @@ def test_torch_exports_open_sizes(compute, strict):
     assert_close(as_numpy(outputs), as_numpy(model(X)), TOLERANCE)
 
 
+@since((3, 15), "`model.export` in torch's format")
 @pytest.mark.skipif(BACKEND != "torch", reason="torch's format")
 @every_way
 def test_keras_exports_open_sizes_in_torchs_format(compute, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from backend import BACKEND, as_numpy, assert_close
 from keras import layers, ops
+from versions import NEEDS_TRACEABLE_LAYERS
 
 import keras_randlora as kr
 
@@ -209,6 +210,7 @@ def test_gradients_of_samples_are_those_taken_one_by_one(options):
             assert_close(as_numpy(together[path][i]), as_numpy(gradient), TOLERANCE)
 
 
+@NEEDS_TRACEABLE_LAYERS
 @pytest.mark.skipif(BACKEND != "torch", reason="torch.compile")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Dynamo detected.*dtypes.py:UserWarning")  # Keras's

@@ -7,7 +7,7 @@ import keras_hub
 import pytest
 from backend import BACKEND
 from models import EXAMPLES
-from versions import PASSED_BY
+from versions import PASSED_BY, needs_mode
 
 import keras_randlora as kr
 
@@ -32,6 +32,7 @@ def blocks():
 
 @PASSED_BY
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")  # keras-hub's own data
+@needs_mode("int4, blocks")
 def test_guide_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     example = EXAMPLES["llama3"]
@@ -53,6 +54,7 @@ def test_guide_runs(monkeypatch, tmp_path):
     assert "kr.layout_map(" in several
 
 
+@needs_mode("int4, blocks")
 @pytest.mark.skipif(BACKEND != "torch", reason="the table is of this backend")
 def test_planned_totals():
     names = {}

@@ -14,7 +14,7 @@ from drawn import draw_b, draw_b_ops
 from keras import ops
 from models import moved_adapter
 from safetensors.numpy import load_file
-from versions import PASSED_BY
+from versions import PASSED_BY, needs_mode
 
 import keras_randlora as kr
 from keras_randlora.bases import BasisSpec
@@ -81,6 +81,7 @@ def test_image_classification(run):
 
 
 # Keras says so of each layer without a kernel.
+@needs_mode("int4, blocks")
 @PASSED_BY
 def test_quantized(run):
     names = run("quantized")

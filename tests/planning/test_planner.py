@@ -13,6 +13,7 @@ from backend import BACKEND
 from keras import layers
 from models import EXAMPLES, LLAMA, default_policy, mlp, structure_of, values_of
 from peaks import next_token_batch, step_peak
+from versions import NEEDS_INT4_EMBEDDINGS
 
 import keras_randlora as kr
 
@@ -182,7 +183,7 @@ def quantizable():
         (quantizable, "int4", "mixed_bfloat16"),
         (quantizable, "int4", "bfloat16"),
         (tiny_llama, "int8", "bfloat16"),
-        (tiny_llama, "int4", "float32"),
+        pytest.param(tiny_llama, "int4", "float32", marks=NEEDS_INT4_EMBEDDINGS),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*quantize")

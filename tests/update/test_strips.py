@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from backend import BACKEND, as_numpy, assert_close, evaluate
 from keras import ops
+from versions import NEEDS_MESH_ON_TORCH
 
 from keras_randlora.bases.operators import KroneckerOperator
 from keras_randlora.update import UpdateShape, strips
@@ -161,6 +162,7 @@ def test_small_kernels_are_one_strip(monkeypatch):
     assert counted(update_of((130, 60, 4)), monkeypatch) == [(60, 60)]
 
 
+@NEEDS_MESH_ON_TORCH
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="one strip there")
 def test_kernels_that_a_mesh_shards_are_one_strip(monkeypatch, in_strips):
     update = update_of((130, 60, 4))

@@ -63,6 +63,10 @@ from keras_randlora.tools.keras_internals.quantized import (
     scale_for_kernel,
 )
 from keras_randlora.tools.keras_internals.reliances import require as _require
+from keras_randlora.tools.keras_internals.reliances import (
+    version_numbers,
+    version_of_keras,
+)
 from keras_randlora.tools.keras_internals.runtime import coordinator
 from keras_randlora.tools.keras_internals.variables import (
     autocast,
@@ -130,7 +134,9 @@ __all__ = [
     "surroundings",
     "unlocked",
     "untrack",
+    "version_numbers",
     "version_of",
+    "version_of_keras",
     "within",
     "without_values",
     "writes_its_layers",

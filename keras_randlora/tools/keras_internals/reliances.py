@@ -226,7 +226,12 @@ OPTIONAL = ("_use_fused_attention_op",)  # of attention layers of keras-hub
 
 def version_of_keras() -> Version:
     """Return the major and minor version of the installed Keras."""
-    major, minor = re.findall(r"\d+", keras.__version__)[:2]
+    return version_numbers(keras.__version__)
+
+
+def version_numbers(version: str) -> Version:
+    """Return the major and minor version, `(3, 16)` of `"3.16.0.dev2026102704"`."""
+    major, minor = re.findall(r"\d+", version)[:2]
     return int(major), int(minor)
 
 
