@@ -247,7 +247,7 @@ def test_pretraining_learns_and_writes_a_preset(
     folder = tmp_path / "preset"
     arguments = ["pretrain", "--backend", keras.backend.backend()]
     arguments += ["--digits", str(digits_file), "--folder", str(folder)]
-    assert cli.main([*arguments, "--pretrain-steps", "20"]) == 0
+    assert cli.main([*arguments, "--pretrain-steps", "40"]) == 0
     accuracy = capsys.readouterr().out.split("Validation accuracy on the digits: ")[1]
     assert float(accuracy.split("%")[0]) > 80
     model.load(str(folder), 10)

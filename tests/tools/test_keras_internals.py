@@ -28,6 +28,12 @@ def model_of(*held):
     return keras.Sequential([keras.Input((6,)), *held], name="model")
 
 
+def test_versions_are_numbers():
+    assert internals.version_numbers("3.16.0.dev2026102704") == (3, 16)
+    assert internals.version_of_keras() == internals.version_numbers(keras.__version__)
+    assert (3, 12) <= internals.version_of_keras() < (4, 0)
+
+
 def test_the_kernel_is_the_variable():
     layer = dense()
     assert internals.kernel_variable(layer) is layer.kernel
