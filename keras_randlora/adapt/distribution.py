@@ -140,13 +140,20 @@ def _follow_batch(site: Site, path: str, shape: tuple[int, ...]) -> None:
     laid_out = distribution.get_variable_layout(kernel)
     layout = layout_of(site.layer)
     (place,) = layout.batch_axes if len(layout.batch_axes) == 1 else (None,)
-    axis = laid_out.axes[place] if laid_out and place is not None else None
+    axis = _axes(laid_out)[place] if laid_out and place is not None else None
     axis = axis if shape[0] == layout.batch else None  # else all experts share it
     if path in set(layout_map):
         del layout_map[path]
     general = layout_map[path]
     last = general.axes[-1] if general else None
     layout_map[path] = (axis, None, None if last == axis else last)
+
+
+def _axes(layout: Any) -> Sequence[str | None]:
+    """Return the mesh axis of each axis of a variable; before Keras 3.15 JAX has it."""
+    if isinstance(layout, keras.distribution.TensorLayout):
+        return layout.axes
+    return layout.spec
 
 
 def _require_no_layout(model: keras.Model, adapted: Sequence[Site]) -> None:
