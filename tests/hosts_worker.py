@@ -504,7 +504,8 @@ def main(folder, port, process, victim=None):
     hosts.PATIENCE = 60
     facts = {run: Checks(run, folder).facts() for run in RUNS}
     with distribution("sharded").scope():
-        facts["orbax"] = orbax(folder)
+        if hasattr(keras.callbacks, "OrbaxCheckpoint"):
+            facts["orbax"] = orbax(folder)
         facts["quantized"] = quantized(folder)
         facts["refusals"] = refusals(folder)
     facts["memory"] = merging_memory()

@@ -41,11 +41,11 @@ def since(version, what, backend=BACKEND):
     )
 
 
-def since_hub(version, what):
-    """Skip a test with a keras-hub before `version`, the first that has `what`."""
+def since_hub(version, what, backend=BACKEND):
+    """Skip a test with a keras-hub before `version`, as `since` does."""
     first = ".".join(map(str, version))
     return pytest.mark.skipif(
-        KERAS_HUB < version,
+        KERAS_HUB < version and BACKEND == backend,
         reason=f"{what} is new in keras-hub {first}, this is {keras_hub.__version__}",
     )
 
@@ -56,6 +56,9 @@ def needs_mode(mode):
 
 
 NEEDS_SCHEDULE_FREE = since((3, 14), "`ScheduleFreeAdamW`")
+NEEDS_ORBAX = since((3, 14), "`OrbaxCheckpoint`")
+# Earlier ones give JAX the sampler's variables, which JAX 0.9 does not take.
+NEEDS_RANDOM_SAMPLERS = since_hub((0, 26), "A random sampler on JAX 0.9", "jax")
 NEEDS_TRACEABLE_LAYERS = since((3, 15), "Tracing layers with torch.export or Dynamo")
 # Earlier ones leave the tensors of a call in reference cycles of `tree_flatten`.
 NEEDS_TENSORS_FREED = since((3, 15), "Freeing a call's tensors at once", "torch")

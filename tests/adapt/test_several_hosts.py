@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from processes import free_port, run_together
+from versions import NEEDS_ORBAX
 
 import keras_randlora as kr
 from keras_randlora.files.adapter import read_adapter
@@ -140,12 +141,14 @@ def test_merging_a_large_kernel_takes_less_than_the_kernel(facts):
             assert not whole
 
 
+@NEEDS_ORBAX
 def test_orbax_resumes_bit_for_bit(facts):
     for found in facts:
         assert found["orbax"] == dict.fromkeys(found["orbax"], True)
         assert "resumed" in found["orbax"]
 
 
+@NEEDS_ORBAX
 @pytest.mark.filterwarnings("ignore:Use `metadata` instead")
 def test_an_orbax_folder_of_two_hosts_is_resumed_on_one(folder):
     model = worker.adapted()

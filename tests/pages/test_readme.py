@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tiny_presets
+from versions import NEEDS_RANDOM_SAMPLERS
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -20,6 +21,7 @@ def test_readme_has_its_three_examples():
 
 
 # keras-hub hands a `tf.data.Dataset` to `fit`, which warns about its own default.
+@NEEDS_RANDOM_SAMPLERS
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
 def test_readme_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
