@@ -1,6 +1,7 @@
 """What only some versions of Keras and keras-hub have, for tests that need it."""
 
 import re
+from importlib.metadata import version as installed
 
 import keras
 import keras_hub
@@ -63,6 +64,12 @@ NEEDS_TRACEABLE_LAYERS = since((3, 15), "Tracing layers with torch.export or Dyn
 # Earlier ones leave the tensors of a call in reference cycles of `tree_flatten`.
 NEEDS_TENSORS_FREED = since((3, 15), "Freeing a call's tensors at once", "torch")
 NEEDS_MESH_ON_TORCH = since((3, 15), "`ModelParallel` on PyTorch", "torch")
+# Setting the random seed clears TensorFlow's kernels, which own tokenizers before that.
+NEEDS_LASTING_TOKENIZERS = pytest.mark.skipif(
+    numbers(installed("tensorflow-text")) < (2, 21),
+    reason="Tokenizers that outlive `set_random_seed` are new in tensorflow-text 2.21, "
+    f"this is {installed('tensorflow-text')}",
+)
 NEEDS_PRESETS_ALONE = since_hub((0, 30), "A preset of a task without a preprocessor")
 NEEDS_LLAMA_FOR_TRANSFORMERS = since_hub((0, 32), "`export_to_transformers` of Llama 3")
 # Since keras-hub 0.25.1 they are those of Keras.

@@ -8,6 +8,7 @@ import keras_hub
 import numpy as np
 import tiny_presets
 from models import moved_adapter
+from versions import NEEDS_LASTING_TOKENIZERS
 
 import keras_randlora as kr
 from keras_randlora import cli
@@ -39,6 +40,7 @@ def move(path, values):
     return kr.analysis.updates(model)
 
 
+@NEEDS_LASTING_TOKENIZERS
 def test_guide_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     loaded = []
