@@ -74,10 +74,11 @@ def distribution(run):
         return DataParallel(auto_shard_dataset=False)
     mesh = DeviceMesh((1, 4), ("batch", "model"))
     base_map = LayoutMap(mesh)
-    base_map["embedding/embeddings"] = (None, "model")
-    base_map["query/kernel"] = (None, "model", None)
-    base_map["inner/kernel"] = ("model", None)
-    base_map["head/kernel"] = (None, "model")
+    # Before Keras 3.14 a pattern without the `$` also matches `kernel_scale`.
+    base_map["embedding/embeddings$"] = (None, "model")
+    base_map["query/kernel$"] = (None, "model", None)
+    base_map["inner/kernel$"] = ("model", None)
+    base_map["head/kernel$"] = (None, "model")
     shard_over = "model" if run == "sharded" else None
     return ModelParallel(
         layout_map=kr.layout_map(base_map, shard_over=shard_over),
