@@ -56,6 +56,7 @@ def needs_mode(mode):
     return since(MODES_SINCE.get(mode, (3, 12)), f"The quantization '{mode}'")
 
 
+NEEDS_MUON = since((3, 13), "`Muon` on TensorFlow", "tensorflow")
 NEEDS_SCHEDULE_FREE = since((3, 14), "`ScheduleFreeAdamW`")
 NEEDS_ORBAX = since((3, 14), "`OrbaxCheckpoint`")
 # Earlier ones give JAX the sampler's variables, which JAX 0.9 does not take.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 from models import EXAMPLES, compile_model
-from versions import NEEDS_SCHEDULE_FREE
+from versions import NEEDS_MUON, NEEDS_SCHEDULE_FREE
 
 import keras_randlora as kr
 
@@ -66,7 +66,7 @@ def test_two_layers_of_one_kernel_are_refused():
         (keras.optimizers.AdamW(0.0051), None, True),
         (keras.optimizers.AdamW(0.005), None, False),
         (keras.optimizers.Lion(0.02), 4, False),
-        (keras.optimizers.Muon(0.02), None, True),
+        pytest.param(keras.optimizers.Muon(0.02), None, True, marks=NEEDS_MUON),
         pytest.param("ScheduleFreeAdamW", None, True, marks=NEEDS_SCHEDULE_FREE),
         (keras.optimizers.SGD(1.0), None, False),
         (keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.02)), None, True),

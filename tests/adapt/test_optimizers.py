@@ -6,7 +6,7 @@ import pytest
 from backend import BACKEND, as_numpy
 from keras import layers
 from models import EXAMPLES, CallCounter, compile_model, moved_adapter
-from versions import KERAS, NEEDS_SCHEDULE_FREE
+from versions import KERAS, NEEDS_MUON, NEEDS_SCHEDULE_FREE
 
 import keras_randlora as kr
 
@@ -25,6 +25,7 @@ def muon(**options):
     return keras.optimizers.Muon(1e-3, **decay, **options)
 
 
+@NEEDS_MUON
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_muon_treats_lambda_and_gamma_as_adamw_does(wrapped):
     def trained(optimizer):
@@ -40,6 +41,7 @@ def test_muon_treats_lambda_and_gamma_as_adamw_does(wrapped):
         np.testing.assert_array_equal(found[key], array)
 
 
+@NEEDS_MUON
 def test_muon_treats_other_matrices_as_before():
     model = adapted(muon(), targets="hidden*", also_train="head")
     MLP.fit(model)
