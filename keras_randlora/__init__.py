@@ -21,6 +21,7 @@ from keras_randlora.adapt import (
 from keras_randlora.bases import register_basis
 from keras_randlora.callbacks import RandLoRACheckpoint, RandLoRALogger
 from keras_randlora.config import RandLoRAConfig
+from keras_randlora.data import instruction_data, instruction_prompt
 from keras_randlora.export import export_merged
 from keras_randlora.files import (
     get_adapter,
@@ -60,6 +61,8 @@ __all__ = [
     "enable_randlora",
     "export_merged",
     "get_adapter",
+    "instruction_data",
+    "instruction_prompt",
     "layout_map",
     "load_adapter",
     "load_optimizer",

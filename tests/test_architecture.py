@@ -24,6 +24,7 @@ ROOMS = [
     "adapt",
     "analysis",
     "planning",
+    "data",
     "files",
     "export",
     "peft",
