@@ -8,23 +8,10 @@ from typing import Any
 import keras
 
 from keras_randlora.adapt import accept_tokens
-from keras_randlora.data.records import (
-    ALPACA,
-    MESSAGES,
-    TEXT,
-    Record,
-    read_record,
-    read_records,
-)
-from keras_randlora.data.templates import ASSISTANT, TEMPLATES, Piece, Turn, suggested
-from keras_randlora.data.tokens import (
-    Tokens,
-    joined,
-    padded,
-    tokenized,
-    without_start,
-)
-from keras_randlora.tools import one_of, positive_integer, uint32
+from keras_randlora.data.records import read_record, read_records
+from keras_randlora.data.rendering import Renderer
+from keras_randlora.data.tokens import Tokens, padded
+from keras_randlora.tools import positive_integer, uint32
 
 INPUTS = {"token_ids", "padding_mask"}
 
@@ -96,9 +83,7 @@ def instruction_data(
     preprocessor = _preprocessor(model)
     batch_size = positive_integer("batch_size", batch_size)
     seed = uint32("seed", seed)
-    found = read_records(records)
-    pieces = [joined(_pieces(record, template, preprocessor)) for record in found]
-    examples = tokenized(pieces, preprocessor)
+    examples = Renderer(preprocessor, template).tokens(read_records(records))
     if sequence_length is None:
         longest = max(len(example.ids) for example in examples) - 1
         length = max(1, min(longest, preprocessor.sequence_length))
@@ -136,14 +121,8 @@ def instruction_prompt(
     ```
     """
     preprocessor = _preprocessor(model)
-    form, turns, where = read_record(record, "record", answered=False)
-    if form == TEXT:
-        return turns[0].content
-    if turns[-1].role == ASSISTANT:
-        turns = turns[:-1]
-    asked = Record(form, [*turns, Turn(ASSISTANT, "")], where)
-    pieces = joined(_pieces(asked, template, preprocessor))
-    return "".join(piece.text for piece in pieces[:-1])
+    asked = read_record(record, "record", answered=False)
+    return Renderer(preprocessor, template).prompt(asked)
 
 
 def _preprocessor(model: keras.Model) -> Any:
@@ -164,36 +143,6 @@ def _preprocessor(model: keras.Model) -> Any:
             "prepares with images."
         )
     return preprocessor
-
-
-def _pieces(record: Record, template: str | None, preprocessor: Any) -> list[Piece]:
-    """Return the pieces of a record."""
-    if template is not None:
-        one_of("template", template, list(TEMPLATES))
-        if record.form == TEXT:
-            raise ValueError(
-                f"{record.where}: a text has no question and answer for template="
-                f"'{template}'. Pass template=None, or another form of record."
-            )
-    elif record.form == ALPACA:
-        template = "alpaca"
-    elif record.form == MESSAGES:
-        template = suggested(preprocessor.tokenizer)
-        if template is None:
-            raise ValueError(
-                "Messages need a template, and the vocabulary of "
-                f"{type(preprocessor.tokenizer).__name__} has the tokens of none: pass "
-                f"`template`, one of {list(TEMPLATES)}."
-            )
-    if template is None:
-        pieces = [Piece(t.content, t.role == ASSISTANT) for t in record.turns]
-    else:
-        pieces = list(TEMPLATES[template].pieces(record.turns))
-    first = pieces[0]
-    return [
-        first._replace(text=without_start(first.text, preprocessor)),
-        *pieces[1:],
-    ]
 
 
 def _fitting(examples: list[Tokens], length: int) -> list[Tokens]:
