@@ -49,7 +49,7 @@ def read(path: Path | None) -> list[Any]:
 
 
 def prepare(examples: Sequence[Any], preprocessor: Any, options: Any) -> Data:
-    """Return rows of `cutoff_len` tokens from what `read` returns.
+    """Return rows of at most `cutoff_len` tokens from what `read` returns.
 
     Args:
         examples: Records, each a row; or documents, which are cut into windows.
@@ -75,11 +75,10 @@ def prepare(examples: Sequence[Any], preprocessor: Any, options: Any) -> Data:
             training, kept_back = set_aside(examples, size)
             renderer = Renderer(preprocessor, options.template)
             print(f"Tokenizing {len(examples):,} records …", flush=True)
-            parts = [
-                answer_rows(renderer.tokens(part), tokenizer, length)
-                for part in (training, kept_back)
-                if part
-            ]
+            tokens = [renderer.tokens(x) for x in (training, kept_back) if x]
+            longest = max(len(one.ids) for part in tokens for one in part) - 1
+            rows = min(length, longest)  # no more padding than needed
+            parts = [answer_rows(part, tokenizer, rows) for part in tokens]
             asked = questions_of(kept_back[: options.answers], renderer)
             if options.prompt:
                 asked.insert(0, question(options.prompt, examples[0], renderer))

@@ -63,7 +63,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add("--weight_decay", type=not_negative, default=0.0, help="of AdamW")
     add("--dtype", choices=DTYPES, help="of the frozen model; default: the preset's")
-    add("--cutoff_len", type=positive(int), default=256, help="tokens per row")
+    add("--cutoff_len", type=positive(int), default=256, help="most tokens of a row")
     add(
         "--val_set_size",
         type=count_or_fraction,

@@ -24,6 +24,7 @@ from keras_randlora.config import RandLoRAConfig
 from keras_randlora.data import instruction_data, instruction_prompt
 from keras_randlora.export import export_merged
 from keras_randlora.files import (
+    adapter_metadata,
     get_adapter,
     load_adapter,
     load_optimizer,
@@ -55,6 +56,7 @@ __all__ = [
     "RandLoRALayer",
     "RandLoRALogger",
     "Report",
+    "adapter_metadata",
     "analysis",
     "base_only",
     "disable_randlora",

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,8 @@ def _info_of_file(path: Path) -> None:
         _say(f"  {name}  fully trained")
     if file.moment is not None:
         _say(_moment(file.moment))
+    if file.metadata:
+        _say("metadata: " + _listed(file.metadata))
     count = sum(array.size for array in file.tensors.values())
     _say(f"{len(file.layers)} adapted layers, {count:,} trained parameters.")
 
@@ -241,7 +243,11 @@ def _require_suffix(output: Path, suffix: str | None) -> None:
 
 
 def _options(options: dict[str, object]) -> str:
-    return "options: " + ", ".join(f"{name}={v!r}" for name, v in options.items())
+    return "options: " + _listed(options)
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def _moment(moment: Moment) -> str:

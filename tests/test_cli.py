@@ -90,6 +90,17 @@ def test_info_tells_the_epoch_of_a_checkpoint(run, folder):
 
 
 @pytest.mark.any_backend
+def test_info_shows_metadata(run, folder):
+    assert "metadata" not in run("info 1.safetensors")[1]
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2, name="d")])
+    kr.enable_randlora(model, rank=2, targets="d")
+    names = {"class_names": ["good", "bad"], "version": 3}
+    kr.save_adapter(model, folder / "named.safetensors", metadata=names)
+    out = run("info named.safetensors")[1]
+    assert "\nmetadata: class_names=['good', 'bad'], version=3\n" in out
+
+
+@pytest.mark.any_backend
 def test_info_of_a_peft_folder(run):
     status, out, _ = run("info peft")
     assert status == 0
