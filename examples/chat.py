@@ -16,6 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+# Run as a file, it has only its neighbours on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import demo
 from checkpoints import ADAPTER
 from command_line import (
@@ -29,6 +32,8 @@ from command_line import (
 )
 from finetuning_options import TEMPLATES
 
+from keras_randlora_command import quiet, start_tensorflow
+
 NONE = "none"
 
 
@@ -36,13 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Answer; return 0, or 2 if an option is wrong."""
     options = parse_arguments(arguments)
     os.environ["KERAS_BACKEND"] = options.backend  # read when Keras is imported
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return exit_status("chat.py", lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:
     """Load the model with its adapter, and answer each question."""
-    import keras_randlora as kr
+    with quiet():
+        import keras_randlora as kr
 
     card = run_card(options)
     base = options.base_model or card.get("base_model")
@@ -50,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--adapter needs --base_model, the model it was trained on.")
     template = options.template or card.get("template", NONE)
     print(f"Loading {base} on {options.backend} …", flush=True)
+    start_tensorflow()  # which keras-hub imports
     model, preprocessor = demo.load(base, dtype=card.get("dtype"))
     with user_choices():
         kr.load_adapter(model, options.adapter or options.run / ADAPTER)

@@ -45,6 +45,7 @@ from finetuning_options import FREE, chosen_device, parse_arguments, require_pac
 from text_data import Windows
 
 from benchmarks import machine, memory
+from keras_randlora_command import quiet, start_tensorflow
 
 INTERRUPTED = 130  # the exit status of a shell after Ctrl-C
 CPU_ONLY = {
@@ -58,9 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Fine-tune; return 0, 2 if an option is wrong, 130 if interrupted."""
     options = parse_arguments(arguments)
     os.environ["KERAS_BACKEND"] = options.backend  # read when Keras is imported
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if options.device == "cpu":
         os.environ.update(CPU_ONLY)
+    with quiet():
+        import keras  # noqa: F401  # loads the backend
     return exit_status("randlora_finetuning.py", lambda: run(options))
 
 
@@ -81,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     measured.settle()
 
     print(f"Loading {options.base_model} on {options.backend} …", flush=True)
+    start_tensorflow()  # which keras-hub imports
     with timed(seconds, "load"):
         model, preprocessor = load(options.base_model, dtype=options.dtype)
         data = prepare(examples, preprocessor, options)

@@ -32,6 +32,7 @@ from keras_randlora.files import (
 )
 from keras_randlora.peft import read_folder, require_free
 from keras_randlora.tools import local_path, replacing
+from keras_randlora_command import start_tensorflow
 
 PROGRAM = "keras-randlora"
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -138,6 +139,7 @@ def convert(arguments: argparse.Namespace) -> None:
 
 def upload(arguments: argparse.Namespace) -> None:
     """Upload an adapter file with a model card."""
+    _say(f"Uploading {arguments.adapter} to {arguments.uri} …")
     page = upload_adapter(
         arguments.uri,
         arguments.adapter,
@@ -188,6 +190,7 @@ def _load(arguments: argparse.Namespace) -> keras.Model:
     if preset.endswith(".keras"):
         with _complete(preset):
             return keras.saving.load_model(preset, compile=False)
+    start_tensorflow()  # which keras-hub imports
     import keras_hub
 
     task = Path(preset) / "task.json"
@@ -195,11 +198,19 @@ def _load(arguments: argparse.Namespace) -> keras.Model:
     name = arguments.model or saved.get("class_name", "CausalLM")
     if not hasattr(keras_hub.models, name):
         raise ValueError(f"keras-hub has no model class '{name}'.")
-    options: dict[str, None] = {}
-    if task.is_file() and not (Path(preset) / "preprocessor.json").is_file():
-        options["preprocessor"] = None
+    options = {} if _has_preprocessor(Path(preset)) else {"preprocessor": None}
     with _complete(preset):
         return getattr(keras_hub.models, name).from_preset(preset, **options)
+
+
+def _has_preprocessor(folder: Path) -> bool:
+    """Whether a preset comes with a preprocessor; not a folder says nothing."""
+    if (folder / "task.json").is_file():
+        return (folder / "preprocessor.json").is_file()
+    if (folder / "config.json").is_file():  # of transformers
+        names = ("tokenizer.json", "*.model", "vocab.*", "preprocessor_config.json")
+        return any(found for name in names for found in folder.glob(name))
+    return True
 
 
 @contextlib.contextmanager
@@ -215,7 +226,7 @@ def _complete(preset: str) -> Iterator[None]:
 
 def _run_on(backend: str, argv: Sequence[str]) -> int:
     """Run the command in a process with another backend: Keras chooses on import."""
-    command = [sys.executable, "-m", "keras_randlora", *argv]
+    command = [sys.executable, "-m", "keras_randlora_command", *argv]
     return subprocess.call(command, env={**os.environ, "KERAS_BACKEND": backend})
 
 
