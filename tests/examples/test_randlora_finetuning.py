@@ -274,15 +274,14 @@ def test_the_run_card_has_the_values_that_were_used(tiny, command, tmp_path):
     assert [asked["prompt"] for asked in record["answers"]] == [alpaca_prompt("Say 7.")]
 
 
-@pytest.mark.parametrize("passes", [1, 2])
-def test_an_interrupted_run_resumes(tiny, command, tmp_path, monkeypatch, passes):
-    """Within the steps of one call of `fit`, and in the passes of one step."""
+def test_an_interrupted_run_resumes(tiny, command, tmp_path, monkeypatch):
+    """Interrupted in the first pass of the second step of a call of `fit`."""
     options = ["--randlora_dropout", "0", "--eval_step", "4", "--save_step", "3"]
-    options += ["--gradient_accumulation_steps", str(passes)]
+    options += ["--gradient_accumulation_steps", "2"]
 
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if batch == 2 * (passes - 1):
+            if batch == 2:
                 signal.raise_signal(signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
@@ -291,8 +290,7 @@ def test_an_interrupted_run_resumes(tiny, command, tmp_path, monkeypatch, passes
         assert script.main(command("parts", *options)) == script.INTERRUPTED
     assert signal.getsignal(signal.SIGINT) is handler
     (checkpoint,) = checkpoints.checkpoints(tmp_path / "parts")
-    step = int(checkpoint.name.rpartition("-")[2])
-    assert 0 < step < 3
+    assert checkpoint.name == "checkpoint-2"
     assert script.main(command("parts", "--resume", *options)) == 0
     assert script.main(command("whole", *options)) == 0
     (resumed, _), (whole, _) = content(tmp_path / "parts"), content(tmp_path / "whole")
