@@ -25,9 +25,6 @@ MEMORY_FRACTION = 0.5
 # By the `id` of the adapter. A context variable, since one thread may trace what
 # another one computes with.
 _FORMED: ContextVar[Mapping[int, Array] | None] = ContextVar("_FORMED", default=None)
-# One entry for each block that any thread is in: `torch.compile` reads this, and follows
-# no context variable.
-_BLOCKS: list[None] = []
 
 
 @contextlib.contextmanager
@@ -45,17 +42,15 @@ def kernels_formed(layers: Sequence[RandLoRALayer]) -> Iterator[None]:
     if free is not None and sum(map(_bytes, layers)) > MEMORY_FRACTION * free:
         layers = []
     token = _FORMED.set({id(layer.randlora): _formed(layer) for layer in layers})
-    _BLOCKS.append(None)
     try:
         yield
     finally:
-        _BLOCKS.pop()
         _FORMED.reset(token)
 
 
 def formed_kernel(adapter: RandLoRAAdapter) -> Array | None:
     """Return the kernel that was formed for an adapter, `None` outside of a block."""
-    formed = _FORMED.get() if _BLOCKS else None
+    formed = _FORMED.get()
     return None if formed is None else formed.get(id(adapter))
 
 
