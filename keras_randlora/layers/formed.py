@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from keras_randlora.layers.quantized import kernel_shape
@@ -22,9 +22,19 @@ if TYPE_CHECKING:
 Array = Any
 # The formed kernels may take this part of the memory that is free.
 MEMORY_FRACTION = 0.5
-# By the `id` of the adapter. A context variable, since one thread may trace what
-# another one computes with.
-_FORMED: ContextVar[Mapping[int, Array] | None] = ContextVar("_FORMED", default=None)
+
+
+class _Formed(threading.local):
+    """Formed kernels by the `id` of the adapter; those of this thread.
+
+    One thread may trace what another one computes with. No context variable, since
+    `torch.compile` cannot trace one.
+    """
+
+    kernels: Mapping[int, Array] | None = None
+
+
+_FORMED = _Formed()
 
 
 @contextlib.contextmanager
@@ -41,16 +51,17 @@ def kernels_formed(layers: Sequence[RandLoRALayer]) -> Iterator[None]:
     free = free_bytes()
     if free is not None and sum(map(_bytes, layers)) > MEMORY_FRACTION * free:
         layers = []
-    token = _FORMED.set({id(layer.randlora): _formed(layer) for layer in layers})
+    former = _FORMED.kernels
+    _FORMED.kernels = {id(layer.randlora): _formed(layer) for layer in layers}
     try:
         yield
     finally:
-        _FORMED.reset(token)
+        _FORMED.kernels = former
 
 
 def formed_kernel(adapter: RandLoRAAdapter) -> Array | None:
     """Return the kernel that was formed for an adapter, `None` outside of a block."""
-    formed = _FORMED.get()
+    formed = _FORMED.kernels
     return None if formed is None else formed.get(id(adapter))
 
 
