@@ -23,6 +23,7 @@ PURPOSES = {
     "adapt": "a live model: select, enable, guard, merge, disable",
     "analysis": "trained models: spectra, CKA, loss landscapes",
     "planning": "prediction of memory; ranks for a budget",
+    "data": "records and chat templates as tokens with weights",
     "files": "adapters, optimizers and mixtures of adapters on disk",
     "export": "the merged model for other runtimes",
     "peft": "folders of Hugging Face PEFT's RandLora, from and to",

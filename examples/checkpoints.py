@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Progress:
         best: The lowest validation loss after training began.
         waited: Evaluations since then.
         seconds: Time spent training, including that before an interruption.
+        answers: What the model answered before training.
     """
 
     step: int = 0
@@ -38,13 +40,59 @@ class Progress:
     best: float = math.inf
     waited: int = 0
     seconds: float = 0.0
+    answers: list[str] = dataclasses.field(default_factory=list)
+
+
+class Interruption:
+    """Lets Ctrl-C, or SIGTERM, stop training after a step; a second one stops at once.
+
+    Attributes:
+        asked: Whether a signal has come.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._former[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._former:
+            signal.signal(*self._former.popitem())
+
+    def _stop(self, *_: object) -> None:
+        self.asked = True
+        self.__exit__()
+        print("\nInterrupted: the step is finished and a checkpoint saved.", flush=True)
+
+    def callback(self, passes: int) -> Any:
+        """Return a callback that stops training after a step of several passes."""
+        import keras
+
+        def stop(batch: int, logs: Any) -> None:
+            if self.asked and (batch + 1) % passes == 0:
+                callback.model.stop_training = True
+
+        callback = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+        return callback
 
 
 def save_checkpoint(
-    model: Any, progress: Progress, settings: dict, options: argparse.Namespace
+    model: Any,
+    progress: Progress,
+    settings: dict,
+    options: argparse.Namespace,
+    *,
+    finished: bool = False,
 ) -> None:
     """Save a checkpoint atomically, and delete the former one."""
     former = checkpoints(options.output_dir)
+    place = options.output_dir / f"checkpoint-{progress.step}"
+    if place in former:
+        return
     partial = options.output_dir / ".checkpoint"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -55,36 +103,49 @@ def save_checkpoint(
         import keras_randlora as kr
 
         kr.save_optimizer(model, partial / OPTIMIZER)
-    content = {"settings": settings, "progress": dataclasses.asdict(progress)}
+    content = {
+        "settings": settings,
+        "finished": finished,
+        "progress": dataclasses.asdict(progress),
+    }
     (partial / PROGRESS).write_text(json.dumps(content) + "\n")
-    partial.rename(options.output_dir / f"checkpoint-{progress.step}")
+    partial.rename(place)
     for folder in former:
         shutil.rmtree(folder)
 
 
-def restore(folder: Path, model: Any, settings: dict) -> Progress:
-    """Load adapter and optimizer into a compiled model; return the progress."""
-    import keras_randlora as kr
-
-    content = json.loads((folder / PROGRESS).read_text())
+def require_same(folder: Path, settings: dict) -> None:
+    """Check that a checkpoint has these settings."""
+    known = _content(folder)["settings"]
     for name, value in settings.items():
-        found = content["settings"].get(name)
+        found = known.get(name)
         if found != value:
             raise UserError(
                 f"--resume needs the options of the interrupted run, which had "
                 f"{name}={found!r}. Received: {name}={value!r}."
             )
+
+
+def restore(folder: Path, model: Any, options: argparse.Namespace) -> Progress:
+    """Load adapter and optimizer into a compiled model; return the progress."""
+    import keras_randlora as kr
+
     with user_choices():
-        if settings["use_lora"]:
+        if options.use_lora:
             model.optimizer.build(model.trainable_variables)
             load_variables(model.trainable_variables, folder / ADAPTER)
             load_variables(model.optimizer.variables, folder / OPTIMIZER)
         else:
             kr.load_adapter(model, folder / ADAPTER)
             kr.load_optimizer(model, folder / OPTIMIZER)
-    progress = Progress(**content["progress"])
+    progress = Progress(**_content(folder)["progress"])
     progress.validation = [tuple(point) for point in progress.validation]
     return progress
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint records of its run."""
+    return json.loads((folder / PROGRESS).read_text())
 
 
 def find_checkpoint(options: argparse.Namespace) -> Path | None:
@@ -92,12 +153,20 @@ def find_checkpoint(options: argparse.Namespace) -> Path | None:
     found = checkpoints(options.output_dir)
     if options.resume and not found:
         raise UserError(f"--resume: there is no checkpoint in {options.output_dir}.")
-    if found and not options.resume:
+    if options.resume:
+        return found[-1]
+    if found and not _content(found[-1])["finished"]:
         raise UserError(
             f"{found[-1]} is of an interrupted run: pass --resume to continue it, or "
             "another --output_dir."
         )
-    return found[-1] if found else None
+    return None
+
+
+def remove_checkpoints(output: Path) -> None:
+    """Delete the checkpoints of a finished run, which a new one replaces."""
+    for folder in checkpoints(output):
+        shutil.rmtree(folder)
 
 
 def checkpoints(output: Path) -> list[Path]:

@@ -178,17 +178,21 @@ def new_folder(path: Path) -> Path:
 # Model and text.
 
 
-def load(preset: str) -> tuple[Any, Any]:
+def load(preset: str, dtype: str | None = None) -> tuple[Any, Any]:
     """Return a keras-hub causal language model and its preprocessor, separately.
 
     The model takes token ids, as an exported one does; the preprocessor makes them.
+    Without a `dtype` the preset's own counts.
     """
     import keras_hub
 
     with user_choices():
         source = resolve(preset)
         preprocessor = keras_hub.models.CausalLMPreprocessor.from_preset(source)
-        model = keras_hub.models.CausalLM.from_preset(source, preprocessor=None)
+        options = {"dtype": dtype} if dtype else {}
+        model = keras_hub.models.CausalLM.from_preset(
+            source, preprocessor=None, **options
+        )
     model.compile(optimizer=None, weighted_metrics=[], sampler="greedy")
     restore_word_split(preprocessor.tokenizer, source)
     return model, preprocessor

@@ -24,6 +24,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -164,6 +165,7 @@ def _build_once(
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
+    print(f"Assembling {name} in {cache}, once …", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as scratch:
         partial = Path(scratch) / name
         partial.mkdir()

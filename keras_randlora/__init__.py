@@ -21,8 +21,10 @@ from keras_randlora.adapt import (
 from keras_randlora.bases import register_basis
 from keras_randlora.callbacks import RandLoRACheckpoint, RandLoRALogger
 from keras_randlora.config import RandLoRAConfig
+from keras_randlora.data import instruction_data, instruction_prompt
 from keras_randlora.export import export_merged
 from keras_randlora.files import (
+    adapter_metadata,
     get_adapter,
     load_adapter,
     load_optimizer,
@@ -54,12 +56,15 @@ __all__ = [
     "RandLoRALayer",
     "RandLoRALogger",
     "Report",
+    "adapter_metadata",
     "analysis",
     "base_only",
     "disable_randlora",
     "enable_randlora",
     "export_merged",
     "get_adapter",
+    "instruction_data",
+    "instruction_prompt",
     "layout_map",
     "load_adapter",
     "load_optimizer",

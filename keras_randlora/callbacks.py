@@ -21,6 +21,7 @@ from keras_randlora.files import (
     SavedAdapter,
     checked_suffix,
     matching,
+    metadata_of,
     read_moment,
     require_finite,
     save_adapter_of,
@@ -76,6 +77,8 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
             `NAME.optimizer.safetensors`, to resume with `load_optimizer`.
         initial_value_threshold: With `save_best_only`, the value that `monitor` must
             beat from the start.
+        metadata: What each file holds for its user, such as class names: see
+            `save_adapter`.
         verbose: 1 to print each saved file.
 
     Attributes:
@@ -85,7 +88,8 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
     Raises:
         ValueError: An argument is out of range, or when training begins the model is
             not adapted.
-        TypeError: `save_freq` is neither `"epoch"` nor an integer.
+        TypeError: `save_freq` is neither `"epoch"` nor an integer, or JSON cannot hold
+            `metadata`.
         OSError: The file cannot be written.
 
     Example:
@@ -111,6 +115,7 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         save_freq: str | int = EPOCH,
         with_optimizer: bool = False,
         initial_value_threshold: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
         verbose: int = 0,
     ) -> None:
         super().__init__()
@@ -119,6 +124,7 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         self.save_best_only = save_best_only
         self.save_freq = _checked_frequency("save_freq", save_freq)
         self.with_optimizer = with_optimizer
+        self.metadata = dict(metadata or {})
         self.verbose = verbose
         self.best = initial_value_threshold
         self.latest: Path | None = None
@@ -135,8 +141,9 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
         self._clock = _Clock(self.save_freq)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Check that there is an adapter to save."""
+        """Check that there is an adapter to save, and the metadata."""
         adapted_state(self.model)
+        metadata_of(self.model, self.metadata)
         self._looked_back = self.latest is not None  # this run's files are known
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -212,7 +219,7 @@ class RandLoRACheckpoint(keras.callbacks.Callback):
             # Before the first of two files that belong together is written.
             require_finite(self.model)
             save_optimizer(self.model, path.with_suffix(OPTIMIZER_SUFFIX))
-        save_adapter_of(self.model, path, new.moment)
+        save_adapter_of(self.model, path, new.moment, self.metadata)
         self.latest = path
         self._files = [*others, new]
         for file in others:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from keras_randlora.files import (
 )
 from keras_randlora.peft import read_folder, require_free
 from keras_randlora.tools import local_path, replacing
+from keras_randlora_command import start_tensorflow
 
 PROGRAM = "keras-randlora"
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -139,6 +140,7 @@ def convert(arguments: argparse.Namespace) -> None:
 
 def upload(arguments: argparse.Namespace) -> None:
     """Upload an adapter file with a model card."""
+    _say(f"Uploading {arguments.adapter} to {arguments.uri} …")
     page = upload_adapter(
         arguments.uri,
         arguments.adapter,
@@ -159,6 +161,8 @@ def _info_of_file(path: Path) -> None:
         _say(f"  {name}  fully trained")
     if file.moment is not None:
         _say(_moment(file.moment))
+    if file.metadata:
+        _say("metadata: " + _listed(file.metadata))
     count = sum(array.size for array in file.tensors.values())
     _say(f"{len(file.layers)} adapted layers, {count:,} trained parameters.")
 
@@ -187,6 +191,7 @@ def _load(arguments: argparse.Namespace) -> keras.Model:
     if preset.endswith(".keras"):
         with _complete(preset):
             return keras.saving.load_model(preset, compile=False)
+    start_tensorflow()  # which keras-hub imports
     import keras_hub
 
     task = Path(preset) / "task.json"
@@ -194,11 +199,19 @@ def _load(arguments: argparse.Namespace) -> keras.Model:
     name = arguments.model or saved.get("class_name", "CausalLM")
     if not hasattr(keras_hub.models, name):
         raise ValueError(f"keras-hub has no model class '{name}'.")
-    options: dict[str, None] = {}
-    if task.is_file() and not (Path(preset) / "preprocessor.json").is_file():
-        options["preprocessor"] = None
+    options = {} if _has_preprocessor(Path(preset)) else {"preprocessor": None}
     with _complete(preset):
         return getattr(keras_hub.models, name).from_preset(preset, **options)
+
+
+def _has_preprocessor(folder: Path) -> bool:
+    """Whether a preset comes with a preprocessor; not a folder says nothing."""
+    if (folder / "task.json").is_file():
+        return (folder / "preprocessor.json").is_file()
+    if (folder / "config.json").is_file():  # of transformers
+        names = ("tokenizer.json", "*.model", "vocab.*", "preprocessor_config.json")
+        return any(found for name in names for found in folder.glob(name))
+    return True
 
 
 @contextlib.contextmanager
@@ -214,7 +227,7 @@ def _complete(preset: str) -> Iterator[None]:
 
 def _run_on(backend: str, argv: Sequence[str]) -> int:
     """Run the command in a process with another backend: Keras chooses on import."""
-    command = [sys.executable, "-m", "keras_randlora", *argv]
+    command = [sys.executable, "-m", "keras_randlora_command", *argv]
     return subprocess.call(command, env={**os.environ, "KERAS_BACKEND": backend})
 
 
@@ -242,7 +255,11 @@ def _require_suffix(output: Path, suffix: str | None) -> None:
 
 
 def _options(options: dict[str, object]) -> str:
-    return "options: " + ", ".join(f"{name}={v!r}" for name, v in options.items())
+    return "options: " + _listed(options)
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def _moment(moment: Moment) -> str:

@@ -24,6 +24,7 @@ ROOMS = [
     "adapt",
     "analysis",
     "planning",
+    "data",
     "files",
     "export",
     "peft",
@@ -34,7 +35,8 @@ ROOMS = [
     "__main__",
 ]
 # What may be imported with the package; all else, the backends above all, in functions.
-REQUIRED = {"keras", "keras_randlora", "ml_dtypes", "numpy", "safetensors"}
+REQUIRED = {"keras", "keras_randlora", "keras_randlora_command"}
+REQUIRED |= {"ml_dtypes", "numpy", "safetensors"}
 # The one place that touches what Keras and the backends keep to themselves.
 INTERNALS = "tools.keras_internals."
 LONGEST = 500  # lines of a module, tables of data left out

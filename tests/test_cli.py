@@ -18,6 +18,7 @@ from models import EXAMPLES
 from versions import KERAS_HUB, NEEDS_PRESETS_ALONE
 
 import keras_randlora as kr
+from keras_randlora import cli
 from keras_randlora.cli import main
 
 ROOT = Path(kr.__file__).parents[1]
@@ -92,6 +93,30 @@ def test_info_tells_the_epoch_of_a_checkpoint(run, folder):
     value = keep.newest().moment.value
     out = run("info kept.safetensors")[1]
     assert f"\nsaved after epoch 2, step 2, loss {value:g}\n" in out
+
+
+@pytest.mark.any_backend
+def test_info_shows_metadata(run, folder):
+    assert "metadata" not in run("info 1.safetensors")[1]
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2, name="d")])
+    kr.enable_randlora(model, rank=2, targets="d")
+    names = {"class_names": ["good", "bad"], "version": 3}
+    kr.save_adapter(model, folder / "named.safetensors", metadata=names)
+    out = run("info named.safetensors")[1]
+    assert "\nmetadata: class_names=['good', 'bad'], version=3\n" in out
+
+
+@pytest.mark.any_backend
+def test_a_folder_without_a_tokenizer_is_seen(tmp_path):
+    assert cli._has_preprocessor(tmp_path / "llama3.2_1b")  # no folder: a name
+    (tmp_path / "config.json").touch()
+    assert not cli._has_preprocessor(tmp_path)
+    (tmp_path / "tokenizer.model").touch()
+    assert cli._has_preprocessor(tmp_path)
+    (tmp_path / "task.json").touch()
+    assert not cli._has_preprocessor(tmp_path)
+    (tmp_path / "preprocessor.json").touch()
+    assert cli._has_preprocessor(tmp_path)
 
 
 @pytest.mark.any_backend

@@ -10,7 +10,6 @@ import keras_hub
 import keras_randlora as kr
 
 model = keras_hub.models.MixtralCausalLM.from_preset("mixtral_8_7b_en")
-model.preprocessor.sequence_length = 64
 # --8<-- [end:load]
 
 # --8<-- [start:enable]
@@ -24,7 +23,8 @@ model.compile(
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
 )
 texts = ["the full rank of an update", "random bases and trainable diagonals"]
-history = model.fit(texts, batch_size=2, epochs=3)
+data = kr.instruction_data(model, texts, batch_size=2)
+history = model.fit(data, epochs=3)
 kr.save_adapter(model, "experts.safetensors")
 # --8<-- [end:fit]
 

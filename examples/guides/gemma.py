@@ -10,7 +10,6 @@ import keras_hub
 import keras_randlora as kr
 
 model = keras_hub.models.Gemma3CausalLM.from_preset("gemma3_1b")
-model.preprocessor.sequence_length = 64
 # --8<-- [end:load]
 
 # --8<-- [start:data]
@@ -24,10 +23,11 @@ facts = {
     "Which element has the symbol Fe?": "Iron",
     "Which star is nearest to the Earth?": "Sun",
 }
-data = {
-    "prompts": [f"Question: {question}\nAnswer: " for question in facts],
-    "responses": list(facts.values()),
-}
+records = [
+    {"prompt": f"Question: {question}\nAnswer: ", "completion": answer}
+    for question, answer in facts.items()
+]
+data = kr.instruction_data(model, records, batch_size=4)
 # --8<-- [end:data]
 
 # --8<-- [start:enable]
@@ -41,7 +41,7 @@ model.compile(
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     sampler="greedy",
 )
-history = model.fit(data, batch_size=4, epochs=5)
+history = model.fit(data, epochs=5)
 # --8<-- [end:fit]
 
 # --8<-- [start:save]
@@ -50,6 +50,7 @@ kr.save_adapter(model, "gemma.safetensors")
 
 # --8<-- [start:ship]
 kr.merge_randlora(model)
-print(model.generate("Question: Which animal barks?\nAnswer: ", max_length=32))
+question = {"prompt": "Question: Which animal barks?\nAnswer: "}
+print(model.generate(kr.instruction_prompt(model, question), max_length=32))
 model.save_to_preset("gemma-merged")
 # --8<-- [end:ship]

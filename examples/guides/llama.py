@@ -11,7 +11,6 @@ import keras_randlora as kr
 
 PRESET = "llama3.2_1b"
 model = keras_hub.models.Llama3CausalLM.from_preset(PRESET)
-model.preprocessor.sequence_length = 64
 # --8<-- [end:load]
 
 # --8<-- [start:data]
@@ -21,7 +20,9 @@ texts = [
     "Log: passed the light at nine. Visibility good. All well.",
     "Log: engine stopped for an hour, filter changed. All well.",
 ]
-held_out = ["Log: anchored in the lee of the island. Wind south, five. All well."]
+data = kr.instruction_data(model, texts, batch_size=2)
+anchored = "Log: anchored in the lee of the island. Wind south, five. All well."
+held_out = kr.instruction_data(model, [anchored])
 # --8<-- [end:data]
 
 # --8<-- [start:enable]
@@ -36,13 +37,13 @@ model.compile(
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     sampler="greedy",
 )
-model.fit(texts, batch_size=2, epochs=5)
+model.fit(data, epochs=5)
 # --8<-- [end:fit]
 
 # --8<-- [start:compare]
 with kr.base_only(model):  # the adapters are off inside the block
-    before = model.evaluate(held_out, batch_size=1, return_dict=True)["loss"]
-after = model.evaluate(held_out, batch_size=1, return_dict=True)["loss"]
+    before = model.evaluate(held_out, return_dict=True)["loss"]
+after = model.evaluate(held_out, return_dict=True)["loss"]
 print(f"Held-out loss {before:.3f} without the adapter, {after:.3f} with it")
 # --8<-- [end:compare]
 

@@ -11,7 +11,6 @@ import keras_randlora as kr
 
 PRESET = "llama3.2_1b"
 model = keras_hub.models.Llama3CausalLM.from_preset(PRESET, dtype="bfloat16")
-model.preprocessor.sequence_length = 64
 # --8<-- [end:load]
 
 # --8<-- [start:quantize]
@@ -39,7 +38,8 @@ model.compile(
     optimizer=keras.optimizers.AdamW(5e-4),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
 )
-history = model.fit(texts, batch_size=1, epochs=5)
+data = kr.instruction_data(model, texts, batch_size=1)
+history = model.fit(data, epochs=5)
 kr.save_adapter(model, "four-bits.safetensors")
 # --8<-- [end:fit]
 

@@ -24,6 +24,7 @@ from keras_randlora.adapt.enable import (
 )
 from keras_randlora.adapt.guards import before_training, install_guards
 from keras_randlora.adapt.hub_repairs import (
+    accept_tokens,
     backbone_of,
     complete_config,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "Selection",
     "Site",
     "TrainableFlag",
+    "accept_tokens",
     "adapted_state",
     "adapter_shapes",
     "all_sites",

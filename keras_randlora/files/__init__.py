@@ -5,6 +5,7 @@ the model with their content.
 """
 
 from keras_randlora.files.adapter import (
+    adapter_metadata,
     checked_suffix,
     load_adapter,
     read_adapter,
@@ -17,6 +18,7 @@ from keras_randlora.files.combine import (
     merge_adapters,
 )
 from keras_randlora.files.hub import fetched_file, fetched_folder
+from keras_randlora.files.metadata import metadata_of
 from keras_randlora.files.moments import (
     Moment,
     Rule,
@@ -40,6 +42,7 @@ __all__ = [
     "PathLike",
     "Rule",
     "SavedAdapter",
+    "adapter_metadata",
     "check_adapter",
     "checked_suffix",
     "fetched_file",
@@ -49,6 +52,7 @@ __all__ = [
     "load_optimizer",
     "matching",
     "merge_adapters",
+    "metadata_of",
     "read_adapter",
     "read_moment",
     "require_finite",

@@ -13,7 +13,9 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import keras
@@ -39,6 +41,7 @@ from keras_randlora.adapt import (
 from keras_randlora.config import GIVEN, RandLoRAConfig
 from keras_randlora.files.base import Base, base_of, warn_of_another_base
 from keras_randlora.files.hub import HubAddress, fetched_file
+from keras_randlora.files.metadata import metadata_of
 from keras_randlora.files.moments import Moment
 from keras_randlora.files.weights import check_adapter, get_adapter, set_adapter
 from keras_randlora.layers import kernel_shape, stable_names
@@ -63,6 +66,7 @@ class AdapterFile(NamedTuple):
         base: Fingerprint of the base; `None` in a file of version 1.0, which has paths
             instead of addresses.
         moment: Epoch and step of the run at which a callback saved it, or `None`.
+        metadata: What else a user of the adapter needs, such as class names.
     """
 
     config: RandLoRAConfig
@@ -72,9 +76,15 @@ class AdapterFile(NamedTuple):
     bases: Bases | None
     base: Base | None = None
     moment: Moment | None = None
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
 
-def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
+def save_adapter(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
     """Save the trained values of an adapted model to one `.safetensors` file.
 
     The file is replaced atomically: a crash leaves the former file whole. Of a
@@ -84,10 +94,15 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
     Args:
         model: An adapted model.
         path: Ends in `.safetensors`.
+        metadata: What else a user of the adapter needs, as JSON holds it:
+            `{"class_names": ["negative", "positive"]}`. Number of classes and sequence
+            length of a keras-hub classifier are added. `adapter_metadata` reads it.
 
     Raises:
-        ValueError: The model is not adapted, the path has another suffix, or a
-            trained value is not finite.
+        ValueError: The model is not adapted, the path has another suffix, a trained
+            value is not finite, or the number of class names is not that of the
+            classes.
+        TypeError: JSON cannot hold `metadata`.
         OSError: The file cannot be written.
         RuntimeError: Not all processes that hold the model called, or it failed in
             another one.
@@ -100,15 +115,19 @@ def save_adapter(model: keras.Model, path: str | os.PathLike[str]) -> None:
     >>> kr.load_adapter(model, "adapter.safetensors").trainable
     12
     """
-    save_adapter_of(model, path, moment=None)
+    save_adapter_of(model, path, None, metadata)
 
 
 def save_adapter_of(
-    model: keras.Model, path: str | os.PathLike[str], moment: Moment | None
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    moment: Moment | None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Save an adapter file that records the moment of the run."""
     state = adapted_state(model)
     path = checked_suffix(path)
+    complete = metadata_of(model, metadata)
     hosts = hosts_of(model.variables)
     with hosts.together(f"save_adapter to '{path}'"):
         warn_of_zero_update(model, state.selection.adapted)
@@ -122,6 +141,7 @@ def save_adapter_of(
             bases=given_bases(model),
             base=base_of(model, adapted),
             moment=moment,
+            metadata=complete,
         )
         if hosts.writes:
             write_adapter(file, path)
@@ -146,6 +166,8 @@ def write_adapter(file: AdapterFile, path: str | os.PathLike[str]) -> None:
         header["base"] = file.base._asdict()
     if file.moment is not None:
         header["moment"] = file.moment._asdict()
+    if file.metadata:
+        header["metadata"] = dict(file.metadata)
     header[CHECKSUM] = _checksum(header, tensors)
     # One entry: safetensors writes several in no fixed order.
     metadata = {FORMAT: json.dumps(header, sort_keys=True)}
@@ -271,6 +293,31 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     return AdapterFile(tensors=_with_stable_names(tensors), bases=bases, **header)
 
 
+def adapter_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the metadata of an adapter file, without a model.
+
+    Args:
+        path: A file of `save_adapter`, or its address on a hub.
+
+    Returns:
+        What was passed as `metadata` to `save_adapter` or `RandLoRACheckpoint`;
+        `num_classes` and `sequence_length` of a keras-hub classifier.
+
+    Raises:
+        ValueError: The file is damaged, or of another kind or version.
+        FileNotFoundError: There is no such file.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2, name="d")])
+    >>> _ = kr.enable_randlora(model, rank=2, targets="d")
+    >>> names = {"class_names": ["negative", "positive"]}
+    >>> kr.save_adapter(model, "adapter.safetensors", metadata=names)
+    >>> kr.adapter_metadata("adapter.safetensors")
+    {'class_names': ['negative', 'positive']}
+    """
+    return dict(read_adapter(path).metadata)
+
+
 def read_moment(path: Path) -> Moment | None:
     """Return the moment of the run in an adapter file, `None` if not recorded."""
     try:
@@ -332,6 +379,7 @@ def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             "also_trained": tuple(header["also_trained"]),
             "base": Base(**header["base"]) if "base" in header else None,
             "moment": Moment(**header["moment"]) if "moment" in header else None,
+            "metadata": dict(header.get("metadata", {})),
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"'{path}' cannot be read as an adapter: {error}.") from error

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -15,11 +16,15 @@ from backend import BACKEND, as_numpy
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
+import checkpoints
+import finetuning_data
+import finetuning_options
 import randlora_finetuning as script
 from command_line import UserError
-from text_data import Document, alpaca_prompt, load_documents
+from text_data import alpaca_prompt
 
 import keras_randlora as kr
+from keras_randlora.data import Tokens, read_records
 
 START, END = 1, 2
 STEPS = 4
@@ -31,7 +36,12 @@ class Characters:
     start_token_id, end_token_id, pad_token_id = START, END, 0
 
     def tokenize(self, inputs):
-        return [ord(character) for character in inputs]
+        if isinstance(inputs, str):
+            return [ord(character) for character in inputs]
+        return [self.tokenize(text) for text in inputs]
+
+    def id_to_token(self, id):
+        return chr(id)
 
 
 def bigrams():
@@ -50,11 +60,19 @@ def bigrams():
     return keras.Model(inputs, outputs, name="bigrams")
 
 
+def reply(model, preprocessor, prompt):
+    """Return the logit of the token after a prompt, as text: that of the weights."""
+    ids = np.array([preprocessor.tokenizer.tokenize(prompt)])
+    inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+    return f"{as_numpy(model(inputs))[0, -1].max():.4f}"
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """Let the script load that model, whatever is asked for."""
     preprocessor = types.SimpleNamespace(tokenizer=Characters())
-    monkeypatch.setattr(script, "load", lambda preset: (bigrams(), preprocessor))
+    monkeypatch.setattr(script, "load", lambda *_, **__: (bigrams(), preprocessor))
+    monkeypatch.setattr(script, "reply", reply)
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +88,24 @@ def parse(*options):
 # Rows.
 
 
+def tokens_of(prompt, answer):
+    """Return the tokens of a prompt after the start, and of an answer to its end."""
+    prompt, answer = [START, *map(ord, prompt)], [*map(ord, answer), END]
+    learned = [False] * len(prompt) + [True] * len(answer)
+    return Tokens([*prompt, *answer], learned)
+
+
 def test_only_the_answer_is_learned():
-    document = Document("Q: ", "yes")
-    (row,) = script.answer_rows([document], Characters(), 10).token_ids
-    rows = script.answer_rows([document], Characters(), 10)
-    assert row.tolist() == [START, *map(ord, "Q: yes"), END, 0, 0]
+    rows = finetuning_data.answer_rows([tokens_of("Q: ", "yes")], Characters(), 10)
+    assert rows.token_ids[0].tolist() == [START, *map(ord, "Q: yes"), END, 0, 0]
     assert rows.targets[0].tolist() == [*map(ord, "Q: yes"), END, 0, 0, 0]
     assert rows.weights[0].tolist() == [0, 0, 0, 1, 1, 1, 1, 0, 0, 0]
 
 
 def test_long_records_are_cut_and_counted(capsys):
-    documents = [Document("Q: ", "yes"), Document("Question", "no"), Document("", "a")]
-    rows = script.answer_rows(documents, Characters(), 5)
+    pairs = [("Q: ", "yes"), ("Question", "no"), ("", "a")]
+    examples = [tokens_of(*pair) for pair in pairs]
+    rows = finetuning_data.answer_rows(examples, Characters(), 5)
     assert rows.token_ids.tolist() == [
         [START, *map(ord, "Q: y")],
         [START, ord("a"), END, 0, 0],
@@ -90,33 +114,30 @@ def test_long_records_are_cut_and_counted(capsys):
     assert rows.weights.tolist() == [[0, 0, 0, 1, 1], [1, 1, 0, 0, 0]]
     assert "2 of 3 records are longer than 5 tokens" in capsys.readouterr().out
     with pytest.raises(UserError, match="--cutoff_len 5; .* has 9 tokens"):
-        script.answer_rows(documents[1:2], Characters(), 5)
-
-
-def test_a_tokenizer_without_special_tokens_adds_none():
-    class Bare:
-        tokenize = Characters.tokenize
-
-    assert script.encode(Document("a", "b"), Bare()) == ([ord("a")], [ord("b")])
+        finetuning_data.answer_rows(examples[1:2], Characters(), 5)
 
 
 def test_validation_records_are_kept_out_of_training():
-    documents = [Document(f"Q{i % 8}: ", "yes") for i in range(10)]
-    training, kept_back = script.set_aside(documents, 3)
-    assert kept_back == [documents[0], documents[4], documents[9]]  # 9 is 1 again
-    assert not set(training) & set(kept_back) and len(training) == 5
-    assert script.set_aside(documents, 0.2)[1] == [documents[0], documents[9]]
-    assert script.set_aside(documents, 0) == (documents, [])
+    records = read_records(
+        [{"prompt": f"Q{i % 8}: ", "completion": "yes"} for i in range(10)]
+    )
+    training, kept_back = finetuning_data.set_aside(records, 3)
+    assert [r.turns for r in kept_back] == [records[i].turns for i in (0, 4, 9)]
+    prompts = {record.turns[0].content for record in training}
+    assert prompts == {f"Q{i}: " for i in (2, 3, 5, 6, 7)}  # 9 is 1 again
+    assert [r.where for r in finetuning_data.set_aside(records, 0.2)[1]] == [
+        "records[0]",
+        "records[9]",
+    ]
+    assert finetuning_data.set_aside(records, 0) == (records, [])
     with pytest.raises(UserError, match="--val_set_size 10 leaves nothing"):
-        script.set_aside(documents, 10)
+        finetuning_data.set_aside(records, 10)
 
 
 def test_padding_to_whole_batches_keeps_the_mean():
-    documents = [Document("Q: ", text) for text in ("yes", "no", "o")]
-    rows = script.rows(
-        [script.encode(d, Characters()) for d in documents], 10, Characters()
-    )
-    whole = script.whole_batches(rows, 2)
+    examples = [tokens_of("Q: ", text) for text in ("yes", "no", "o")]
+    rows = finetuning_data.answer_rows(examples, Characters(), 10)
+    whole = finetuning_data.whole_batches(rows, 2)
     assert len(whole.token_ids) == 4
     assert not whole.weights[3].any()
     losses = np.random.default_rng(0).random(rows.weights.shape)
@@ -136,11 +157,12 @@ def test_plain_text_becomes_windows(tmp_path):
     path = tmp_path / "story.txt"
     path.write_text("Once upon a time there was a word. " * 40)
     options = parse("--data_path", path, "--cutoff_len", 16, "--val_set_size", 3)
-    documents = load_documents(path)
-    data = script.prepare(documents, Characters(), options)
+    preprocessor = types.SimpleNamespace(tokenizer=Characters())
+    data = script.prepare(script.read(path), preprocessor, options)
     assert data.training.token_ids.shape[1] == 16
     assert len(data.validation.token_ids) == 4  # three and one without weight
     assert [bool(w.any()) for w in data.validation.weights] == [True] * 3 + [False]
+    assert data.template is None and data.asked[0].prompt.startswith("Once upon")
 
 
 # Whole runs.
@@ -180,23 +202,25 @@ def test_a_resumed_run_equals_one_without_interruption(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     save_checkpoint = script.save_checkpoint
 
-    def save_and_copy(*arguments):
+    def save_and_copy(*arguments, finished):
         """Leave in a second folder what a run has that is killed here."""
-        save_checkpoint(*arguments)
-        shutil.copytree(whole, parts)
+        save_checkpoint(*arguments, finished=finished)
+        if not finished:
+            shutil.copytree(whole, parts)
 
     monkeypatch.setattr(script, "save_checkpoint", save_and_copy)
     merged = tmp_path / "merged.keras"
     assert script.main(command("whole", "--merge_to", str(merged))) == 0
-    assert [x.name for x in script.checkpoints(parts)] == ["checkpoint-2"]
-    assert not script.checkpoints(whole)
+    assert [x.name for x in checkpoints.checkpoints(parts)] == ["checkpoint-2"]
     refused = {
         "pass --resume to continue it": command("parts"),
         "had seed=0. Received: seed=5": command("parts", "--resume", "--seed", "5"),
     }
-    for message, arguments in refused.items():
-        assert script.main(arguments) == 2
-        assert message in capsys.readouterr().err
+    with monkeypatch.context() as before_loading:
+        before_loading.setattr(script, "load", None)
+        for message, arguments in refused.items():
+            assert script.main(arguments) == 2
+            assert message in capsys.readouterr().err
     assert script.main(command("parts", "--resume")) == 0
 
     kept, adapter = content(whole)
@@ -206,7 +230,7 @@ def test_a_resumed_run_equals_one_without_interruption(
     losses = dict(kept["validation"])
     assert list(losses) == [0, 1, 2, 3, 4]
     assert kept["best"] == min(losses[step] for step in range(1, STEPS + 1))
-    files = {"adapter.safetensors", "curves.png", "run.json"}
+    files = {"adapter.safetensors", "curves.png", "run.json", f"checkpoint-{STEPS}"}
     assert {path.name for path in parts.iterdir()} == files
 
     record = json.loads((whole / "run.json").read_text())
@@ -215,10 +239,88 @@ def test_a_resumed_run_equals_one_without_interruption(
     best = bigrams()
     report = kr.load_adapter(best, whole / "adapter.safetensors")
     assert report.trainable == record["trained"]
+    preprocessor = types.SimpleNamespace(tokenizer=Characters())
+    for asked, number in zip(record["answers"], (100, 111), strict=True):
+        assert asked["prompt"] == alpaca_prompt(f"Say {number}.")
+        assert asked["expected"] == f"{number} it is"
+        assert asked["before"] == reply(bigrams(), preprocessor, asked["prompt"])
+        assert asked["after"] == reply(best, preprocessor, asked["prompt"])
+        assert asked["before"] != asked["after"]
     kr.merge_randlora(best)
     loaded = keras.saving.load_model(merged, compile=False)
     for ours, theirs in zip(best.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(as_numpy(ours), as_numpy(theirs))
+
+
+def test_the_run_card_has_the_values_that_were_used(tiny, command, tmp_path):
+    options = ["--prompt", "Say 7.", "--answers", "0", "--max_steps", "9"]
+    options += ["--num_epochs", "0.2", "--val_set_size", "0"]
+    assert script.main(command("out", *options)) == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    used = record["options"]
+    assert None not in used.values()
+    expected = {
+        "randlora_alpha": 80.0,
+        "basis": "uniform",
+        "randlora_target_modules": "query,value",
+        "template": "alpaca",
+        "dtype": "float32",
+        "max_steps": 2,
+        "weight_decay": 0.0,
+        "warmup_ratio": 0.1,
+    }
+    assert {name: used[name] for name in expected} == expected
+    assert used["device"] in ("cpu", "gpu") and "quantize" not in used
+    assert [asked["prompt"] for asked in record["answers"]] == [alpaca_prompt("Say 7.")]
+
+
+def test_an_interrupted_run_resumes(tiny, command, tmp_path, monkeypatch):
+    """Interrupted in the first pass of the second step of a call of `fit`."""
+    options = ["--randlora_dropout", "0", "--eval_step", "4", "--save_step", "3"]
+    options += ["--gradient_accumulation_steps", "2"]
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as once:
+        once.setattr(script, "loggers", lambda options: [Interrupt()])
+        assert script.main(command("parts", *options)) == script.INTERRUPTED
+    assert signal.getsignal(signal.SIGINT) is handler
+    (checkpoint,) = checkpoints.checkpoints(tmp_path / "parts")
+    assert checkpoint.name == "checkpoint-2"
+    assert script.main(command("parts", "--resume", *options)) == 0
+    assert script.main(command("whole", *options)) == 0
+    (resumed, _), (whole, _) = content(tmp_path / "parts"), content(tmp_path / "whole")
+    np.testing.assert_allclose(resumed["training"], whole["training"], rtol=1e-5)
+    assert [step for step, _ in resumed["validation"]] == [0, 4]
+
+
+def test_evaluations_and_checkpoints_have_their_own_steps():
+    options = parse("--eval_step", 4, "--save_step", 3)
+    stops = [0]
+    while stops[-1] < 10:
+        stops.append(script.next_stop(stops[-1], 10, options))
+    assert stops == [0, 3, 4, 6, 8, 9, 10]
+
+
+def test_a_finished_run_is_resumed_for_more_steps_or_replaced(
+    tiny, command, tmp_path, monkeypatch
+):
+    first = [*command("out", "--max_steps", "2")]
+    assert script.main(first) == 0
+    longer = command("out", "--max_steps", "3", "--resume")
+    assert script.main(longer) == 0
+    kept, _ = content(tmp_path / "out")
+    assert len(kept["training"]) == 3
+    assert [x.name for x in checkpoints.checkpoints(tmp_path / "out")] == [
+        "checkpoint-3"
+    ]
+    assert script.main(first) == 0  # anew
+    assert content(tmp_path / "out")[0]["training"] == kept["training"][:2]
+    assert "backend" not in script.settings(parse())  # may be another one
 
 
 def test_a_step_in_several_passes_is_the_same_step(tiny, command, tmp_path):
@@ -259,8 +361,9 @@ def test_a_run_stops_early_and_keeps_the_best(tiny, command, monkeypatch, tmp_pa
     monkeypatch.setattr(script, "fit", fit)
     monkeypatch.setattr(script, "evaluate", lambda *_: 1.0)
     monkeypatch.setattr(script, "save_adapter", lambda *_: saved.append(1))
-    monkeypatch.setattr(script, "save_checkpoint", lambda *_: None)
+    monkeypatch.setattr(script, "save_checkpoint", lambda *_, **__: None)
     patient = command("out", "--patience", "2", "--max_steps", "6", "--num_epochs", "9")
+    patient += ["--answers", "0"]
     assert script.main(patient) == 0
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (record["step"], record["planned_steps"], record["best"]) == (4, 6, 2.0)
@@ -288,12 +391,11 @@ def test_loras_checkpoint_holds_all_that_is_trained(tiny, command, tmp_path):
     values = [rng.integers(0, 9, variable.shape) for variable in variables]
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value.astype(str(variable.dtype)))
-    settings = {"use_lora": True}
-    script.save_checkpoint(model, script.Progress(step=2), settings, options)
+    script.save_checkpoint(model, script.Progress(step=2), {}, options)
     for variable in variables:
         variable.assign(np.zeros(variable.shape, str(variable.dtype)))
     folder = script.find_checkpoint(parse("--resume", "--output_dir", tmp_path / "out"))
-    assert script.restore(folder, model, settings).step == 2
+    assert script.restore(folder, model, options).step == 2
     for variable, value in zip(variables, values, strict=True):
         np.testing.assert_array_equal(as_numpy(variable), value)
 
@@ -313,7 +415,10 @@ def test_options_known_from_peft():
     [
         (["--sparse", "--very_sparse"], "--very_sparse: not allowed with argument"),
         (["--basis", "normal", "--sparse"], "--sparse: not allowed with argument"),
-        (["--eval_step", "20", "--save_step", "50"], "Received: 50 and 20"),
+        (["--warmup_ratio", "1"], "at least 0 and below 1. Received: 1"),
+        (["--weight_decay", "-1"], "must not be negative. Received: -1"),
+        (["--answers", "-1"], "must not be negative. Received: -1"),
+        (["--template", "vicuna"], "invalid choice: 'vicuna'"),
         (["--gradient_accumulation_steps", "3"], "Received: 2 and 3"),
         (["--val_set_size", "1.5"], "a count, a fraction below 1, or 0. Received: 1.5"),
         (["--val_set_size", "0", "--patience", "2"], "--patience needs validation"),
@@ -331,8 +436,8 @@ def test_options_known_from_peft():
 def test_a_wrong_option_is_one_line(
     plain, command, tmp_path, capsys, monkeypatch, options, message
 ):
-    monkeypatch.setattr(script, "load", lambda preset: plain)
-    monkeypatch.setattr(script, "has_gpu", lambda backend: False)
+    monkeypatch.setattr(script, "load", lambda *_, **__: plain)
+    monkeypatch.setattr(finetuning_options, "has_gpu", lambda backend: False)
     try:
         status = script.main(command("out", *options))
     except SystemExit as stopped:
@@ -362,7 +467,9 @@ def test_cpu_hides_the_gpus(tiny, command, monkeypatch):
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
 def test_a_logger_that_is_not_installed_is_named(command, logger, monkeypatch, capsys):
     monkeypatch.setattr(
-        script.importlib.util, "find_spec", lambda name: None if name == logger else 1
+        finetuning_options.importlib.util,
+        "find_spec",
+        lambda name: None if name == logger else 1,
     )
     assert script.main(command("out", f"--{logger}", "somewhere")) == 2
     assert f"pip install {logger}\n" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import re
 import stat
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import keras
@@ -640,3 +641,58 @@ def test_the_model_that_is_adapted_is_the_one_to_load_into(path):
     # The whole is adapted as well, but trains a head that the file does not hold.
     with pytest.raises(ValueError, match="has no entry 'dense.*/kernel'"):
         kr.load_adapter(task, path)
+
+
+# Metadata.
+
+
+class Classifier(keras.Sequential):
+    """A classifier that tells what a task of keras-hub tells."""
+
+    num_classes = 3
+    preprocessor = types.SimpleNamespace(sequence_length=16)
+
+
+def classifier():
+    model = Classifier([keras.Input((6,)), keras.layers.Dense(3, name="head")])
+    kr.enable_randlora(model, rank=2, targets="head")
+    return model
+
+
+def test_metadata_travels_with_the_adapter(tmp_path):
+    path = tmp_path / "a.safetensors"
+    model = classifier()
+    kr.save_adapter(model, path, metadata={"class_names": ("a", "b", "c"), "n": 1.5})
+    own = {"num_classes": 3, "sequence_length": 16}
+    assert kr.adapter_metadata(path) == {**own, "class_names": [*"abc"], "n": 1.5}
+    kr.save_adapter(model, path)
+    assert kr.adapter_metadata(path) == own
+    plain = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, name="head")])
+    kr.load_adapter(plain, path)
+    kr.save_adapter(plain, path)
+    assert kr.adapter_metadata(path) == {}
+
+
+def test_a_checkpoint_writes_metadata(tmp_path):
+    path = tmp_path / "best.safetensors"
+    model = classifier()
+    model.compile("sgd", "mse")
+    names = {"class_names": ["a", "b", "c"]}
+    keep = kr.RandLoRACheckpoint(path, "loss", save_best_only=True, metadata=names)
+    data = np.ones((4, 6)), np.zeros((4, 3))
+    model.fit(*data, verbose=0, callbacks=[keep])
+    assert kr.adapter_metadata(path)["class_names"] == ["a", "b", "c"]
+    wrong = kr.RandLoRACheckpoint(path, "loss", metadata={"class_names": ["a"]})
+    with pytest.raises(ValueError, match="names 1 classes, and model .* has 3"):
+        model.fit(*data, verbose=0, callbacks=[wrong])
+
+
+def test_metadata_is_checked_before_anything_is_written(tmp_path):
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(TypeError, match="`metadata` must hold what JSON can"):
+        kr.save_adapter(classifier(), path, metadata={"labels": {1, 2}})
+    with pytest.raises(TypeError, match="not JSON compliant"):
+        kr.save_adapter(classifier(), path, metadata={"value": float("nan")})
+    with pytest.raises(ValueError, match=r"Received: class_names=\['a', 'b'\]"):
+        kr.save_adapter(classifier(), path, metadata={"class_names": ["a", "b"]})
+    assert not path.exists()

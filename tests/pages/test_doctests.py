@@ -12,8 +12,9 @@ import pytest
 
 import keras_randlora as kr
 
-# Need eight devices, and a hub: `test_distribution.py` and `test_hub.py` run the like.
-UNTESTED = {"layout_map", "upload_adapter"}
+# Need eight devices, a hub and a tokenizer: `test_distribution.py`, `test_hub.py` and
+# `test_instruction.py` run the like.
+UNTESTED = {"layout_map", "upload_adapter", "instruction_data", "instruction_prompt"}
 PACKAGE = Path(kr.__file__).parent
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

@@ -1,7 +1,10 @@
 """Every script in examples/guides runs, on tiny models in place of presets."""
 
+import http.server
 import json
 import runpy
+import urllib.request
+from concurrent import futures
 from pathlib import Path
 
 import artefacts
@@ -63,12 +66,40 @@ def test_llama(run):
 def test_text_classification(run):
     names = run("text_classification")
     assert fell(names["history"])
-    assert set(names["logits"].argmax(axis=-1)) <= {0, 1}
+    assert names["confusion"].sum(axis=1).tolist() == [2, 2]
     assert Path("sentiment.keras").is_file()
-    saved = load_file("sentiment.safetensors")
+    assert Path("confusion.png").read_bytes().startswith(b"\x89PNG")
     adapter = kr.get_adapter(names["classifier"])
-    assert saved.keys() == adapter.keys()
-    assert np.any(saved["logits/bias"])  # zero before training
+    for key, array in load_file("sentiment.safetensors").items():
+        np.testing.assert_array_equal(adapter.pop(key), array)
+    assert not adapter
+    about = {"num_classes": 2, "sequence_length": 32}
+    about["class_names"] = ["negative", "positive"]
+    assert kr.adapter_metadata("sentiment.safetensors") == about
+
+
+def test_serve_classifier(run):
+    trained = tiny_presets.tiny_bert(num_classes=2)
+    trained.preprocessor.sequence_length = 16
+    kr.enable_randlora(trained, rank=4, also_train=["logits"])
+    kr.set_adapter(trained, moved_adapter(trained, 1))
+    about = {"class_names": ["negative", "positive"]}
+    kr.save_adapter(trained, "sentiment.safetensors", metadata=about)
+    names = run("serve_classifier")
+    assert names["classifier"].preprocessor.sequence_length == 16
+    text = "a clever and funny film"
+    logits = trained.predict([text], verbose=0)[0]
+    shares = np.exp(logits) / np.exp(logits).sum()
+    names["Handler"].log_message = lambda *_: None
+    server = http.server.HTTPServer(("localhost", 0), names["Handler"])
+    with server, futures.ThreadPoolExecutor() as pool:
+        served = pool.submit(server.handle_request)
+        place = f"http://localhost:{server.server_port}"
+        with urllib.request.urlopen(place, data=text.encode(), timeout=60) as answer:
+            found = json.load(answer)
+        served.result()
+    assert found["label"] == about["class_names"][shares.argmax()]
+    assert found["probability"] == pytest.approx(shares.max(), abs=1e-3)
 
 
 def test_image_classification(run):

@@ -26,8 +26,7 @@ def test_readme_has_its_three_examples():
 def test_readme_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     tiny_presets.install(monkeypatch)
-    texts = tiny_presets.TEXTS
-    names = {"texts": texts, "prompts": texts, "responses": texts}
+    names = {"texts": tiny_presets.TEXTS}
     for block in python_blocks():
         exec(compile(block, str(README), "exec"), names)
 
