@@ -7,11 +7,15 @@ import keras_hub
 import numpy as np
 import pytest
 import tiny_presets
+from versions import NEEDS_LASTING_TOKENIZERS
 
 import keras_randlora as kr
 
 # keras-hub hands a `tf.data.Dataset` to `fit`, which warns about its own default.
-pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning"),
+    NEEDS_LASTING_TOKENIZERS,
+]
 
 RECORDS = [
     {"prompt": "the full rank ", "completion": "of an update"},
