@@ -32,6 +32,8 @@ from command_line import (
 from pretrained import LANGUAGE_MODELS, resolve, restore_word_split
 from text_data import Windows, load_documents, pack, split, unit_mean
 
+from keras_randlora_command import quiet, start_tensorflow
+
 HELD_OUT_FRACTION = 0.2
 HELD_OUT_WINDOWS = 16
 NEW_TOKENS = 40
@@ -62,13 +64,14 @@ def main() -> int:
     """Run the demo; return 0, 1 if a check fails, 2 if the options are wrong."""
     arguments = parse_arguments()
     os.environ["KERAS_BACKEND"] = arguments.backend  # read when Keras is imported
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up lines
     return exit_status("demo.py", lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Fine-tune, save, merge and export as `arguments` say; return the exit status."""
-    import keras_randlora as kr
+    with quiet():
+        import keras_randlora as kr
+    start_tensorflow()  # which keras-hub imports
 
     seconds: dict[str, float] = {}
     output = new_folder(arguments.output)
