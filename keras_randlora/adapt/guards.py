@@ -1,7 +1,8 @@
-"""What happens before Keras trains, runs, quantizes or restores an adapted model.
+"""Guards of `keras.Model`: before it trains, generates, is quantized or restored.
 
-They are installed once, on `keras.Model`, when the package is imported. They apply to
-every model that holds an adapted layer, however it got it. Plain models do not change.
+Most are installed once, on `keras.Model`, when the package is imported, and apply to
+every model that holds an adapted layer, however it got it; those of keras-hub's tasks
+on the classes of an adapted model. Plain models do not change.
 """
 
 from __future__ import annotations
