@@ -139,13 +139,13 @@ def answer_rows(tokens: Sequence[Any], tokenizer: Any, length: int) -> Windows:
     """
     from keras_randlora.data import padded
 
-    fitting = [one for one in tokens if any(one.learned[1 : length + 1])]
+    fitting = [one for one in tokens if one.has_answer(length)]
     if not fitting:
         raise UserError(
             f"Every prompt alone fills a row. Received: --cutoff_len {length}; the "
             f"shortest prompt has {min(o.learned.index(True) for o in tokens)} tokens."
         )
-    if too_long := sum(len(one.ids) > length + 1 for one in tokens):
+    if too_long := sum(one.is_cut(length) for one in tokens):
         print(
             f"{too_long} of {len(tokens)} records are longer than {length} tokens and "
             f"were cut; {len(tokens) - len(fitting)} of them have no answer left and "

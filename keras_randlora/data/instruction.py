@@ -147,8 +147,8 @@ def _preprocessor(model: keras.Model) -> Any:
 
 def _fitting(examples: list[Tokens], length: int) -> list[Tokens]:
     """Return the examples with an answer in their first tokens; warn of cut ones."""
-    fitting = [e for e in examples if any(e.learned[1 : length + 1])]
-    long = sum(len(example.ids) > length + 1 for example in examples)
+    fitting = [e for e in examples if e.has_answer(length)]
+    long = sum(example.is_cut(length) for example in examples)
     if not fitting:
         shortest = min(e.learned.index(True) for e in examples)
         raise ValueError(

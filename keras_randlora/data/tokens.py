@@ -24,6 +24,14 @@ class Tokens(NamedTuple):
     ids: list[int]
     learned: list[bool]
 
+    def has_answer(self, length: int) -> bool:
+        """Return whether a row of `length` tokens has a target that counts."""
+        return any(self.learned[1 : length + 1])
+
+    def is_cut(self, length: int) -> bool:
+        """Return whether a row of `length` tokens, and its targets, lack some."""
+        return len(self.ids) > length + 1
+
 
 class Arrays(NamedTuple):
     """Examples of one length for next-token prediction.

@@ -48,7 +48,7 @@ def kernels_formed(layers: Sequence[RandLoRALayer]) -> Iterator[None]:
         layers: Adapted layers.
     """
     layers = [layer for layer in layers if layer.quantization_mode is None]
-    free = free_bytes()
+    free = free_bytes() if layers else None
     if free is not None and sum(map(_bytes, layers)) > MEMORY_FRACTION * free:
         layers = []
     former = _FORMED.kernels

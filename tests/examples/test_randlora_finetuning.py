@@ -95,6 +95,12 @@ def tokens_of(prompt, answer):
     return Tokens([*prompt, *answer], learned)
 
 
+def test_the_templates_are_those_of_the_package():
+    from keras_randlora.data import TEMPLATES
+
+    assert finetuning_options.TEMPLATES == tuple(TEMPLATES)
+
+
 def test_only_the_answer_is_learned():
     rows = finetuning_data.answer_rows([tokens_of("Q: ", "yes")], Characters(), 10)
     assert rows.token_ids[0].tolist() == [START, *map(ord, "Q: yes"), END, 0, 0]
