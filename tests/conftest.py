@@ -35,6 +35,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import keras
 import pytest
 
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    # As for XLA: many graphs of tests run once.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
 PASSED = pytest.StashKey[bool]()
 
 
@@ -65,12 +71,12 @@ def in_strips(monkeypatch):
     monkeypatch.setattr(strips, "STRIP_OF_GRADIENT", 600)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def _quick_collection():
-    """Keep the garbage collector from the frameworks: half a million objects.
+    """Keep the garbage collector from the frameworks and from what former tests left.
 
-    Adapting looks through all that it knows for models, and Keras collects all garbage
-    whenever it quantizes.
+    That is half a million objects. Adapting looks through all that it knows for models,
+    and Keras collects all garbage whenever it quantizes.
     """
     keras.utils.set_random_seed(0)  # loads TensorFlow
     gc.collect()
@@ -85,6 +91,11 @@ def _isolated(seed):
     yield
     loaded = torch_is_foreign() and not before
     assert not loaded, f"the test loaded torch under {keras.backend.backend()}"
+
+
+def pytest_collection_modifyitems(items):
+    """Put files with a long setup first: a worker at its end steals from the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long_setup") is None)
 
 
 def pytest_collection_finish(session):

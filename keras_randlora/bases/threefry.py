@@ -42,18 +42,17 @@ def threefry_2x32_ops(key: tuple[Any, Any], x0: Any, x1: Any) -> tuple[Any, Any]
         x0: Counters.
         x1: Counters.
     """
-    both = ops.bitwise_xor(ops.bitwise_xor(key[0], key[1]), signed(_KEY_PARITY))
-    schedule = key[0], key[1], both
-    x0 = ops.add(x0, schedule[0])
-    x1 = ops.add(x1, schedule[1])
+    schedule = key[0], key[1], key[0] ^ key[1] ^ signed(_KEY_PARITY)
+    x0 = x0 + schedule[0]
+    x1 = x1 + schedule[1]
     for step in range(1, 6):
         for distance in _ROTATIONS[(step - 1) % 2]:
-            x0 = ops.add(x0, x1)
-            low = logical_right_shift(x1, 32 - distance)
-            x1 = ops.bitwise_or(ops.left_shift(x1, distance), low)
-            x1 = ops.bitwise_xor(x1, x0)
-        x0 = ops.add(x0, schedule[step % 3])
-        x1 = ops.add(x1, ops.add(schedule[(step + 1) % 3], step))
+            x0 = x0 + x1
+            rotated = ops.left_shift(x1, distance)
+            rotated = rotated | logical_right_shift(x1, 32 - distance)
+            x1 = rotated ^ x0
+        x0 = x0 + schedule[step % 3]
+        x1 = x1 + (schedule[(step + 1) % 3] + step)
     return x0, x1
 
 
@@ -80,7 +79,7 @@ def words_ops(key: tuple[Any, Any], rows: int, columns: int) -> Any:
 
 def logical_right_shift(x: Any, distance: int) -> Any:
     """Shift an int32 tensor right and fill with zeros."""
-    return ops.bitwise_and(ops.right_shift(x, distance), 2 ** (32 - distance) - 1)
+    return ops.right_shift(x, distance) & (2 ** (32 - distance) - 1)
 
 
 def signed(word: int) -> int:
