@@ -71,6 +71,15 @@ def in_strips(monkeypatch):
     monkeypatch.setattr(strips, "STRIP_OF_GRADIENT", 600)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_kept():
+    """Let the collector see what a module's fixtures leave, where that is much."""
+    before = gc.get_freeze_count()
+    yield
+    if gc.get_freeze_count() - before > 100_000:
+        gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _quick_collection():
     """Keep the garbage collector from the frameworks and from what former tests left.

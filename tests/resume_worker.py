@@ -126,7 +126,6 @@ RESTORE = {
 }
 
 
-
 def in_a_process(function, *arguments):
     """Call a function in a fork, which knows of no other, and return its exit status.
 

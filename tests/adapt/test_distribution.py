@@ -29,6 +29,7 @@ EIGHT_DEVICES = DEVICES.format(8)
 COMPILE_FAST = os.environ["XLA_FLAGS"]  # of conftest.py
 RTOL = 1e-5
 
+pytestmark = pytest.mark.long_setup
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is for JAX")
 on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.distribute")
 on_torch = pytest.mark.skipif(BACKEND != "torch", reason="of torch.distributed")
@@ -390,18 +391,22 @@ def test_the_tensorflow_example(tmp_path):
     assert_same_training(spread, alone, 2)
 
 
-@on_torch
-def test_the_torch_example(tmp_path):
-    alone, spread = (
-        train("distributed_torch", tmp_path / str(count), launcher=(*TORCHRUN, count))
-        for count in (1, 2)
-    )
-    assert_same_training(spread, alone, 2)
+@pytest.fixture(scope="module")
+def torch_alone(tmp_path_factory):
+    """Run the torch example in one process."""
+    folder = tmp_path_factory.mktemp("alone") / "1"
+    return train("distributed_torch", folder, launcher=ONE_PROCESS)
 
 
 @on_torch
-def test_the_torch_example_over_two_hosts(tmp_path):
-    alone = train("distributed_torch", tmp_path / "1", launcher=ONE_PROCESS)
+def test_the_torch_example(tmp_path, torch_alone):
+    launcher = (*TORCHRUN, 2)
+    spread = train("distributed_torch", tmp_path / "2", launcher=launcher)
+    assert_same_training(spread, torch_alone, 2)
+
+
+@on_torch
+def test_the_torch_example_over_two_hosts(tmp_path, torch_alone):
     agent = (
         *("-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}"),
@@ -414,4 +419,4 @@ def test_the_torch_example_over_two_hosts(tmp_path):
         environments=({}, {}),
     )
     assert (tmp_path / "2" / "saved").read_text() == "1"
-    assert_same_training(spread, alone, 2)
+    assert_same_training(spread, torch_alone, 2)

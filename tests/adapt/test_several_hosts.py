@@ -15,9 +15,12 @@ import keras_randlora as kr
 from keras_randlora.files.adapter import read_adapter
 from keras_randlora.tools import Hosts, hosts_of
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "jax", reason="keras.distribution is for JAX"
-)
+pytestmark = [
+    pytest.mark.long_setup,
+    pytest.mark.skipif(
+        keras.backend.backend() != "jax", reason="keras.distribution is for JAX"
+    ),
+]
 
 TWO_DEVICES = {
     "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {os.environ['XLA_FLAGS']}"

@@ -22,6 +22,8 @@ SAVED_MODELS = {
     "llama3": (["padding_mask", "token_ids"], [[None, None], [None, None]]),
 }
 
+pytestmark = pytest.mark.long_setup
+
 
 @pytest.fixture(scope="module")
 def saved_models(tmp_path_factory):
