@@ -129,7 +129,7 @@ def test_there_is_no_layout_without_a_distribution():
         assert internals.strategy_of(model_of(dense())) is None
 
 
-@since((3, 15) if BACKEND == "torch" else (3, 12), "`keras.distribution` on torch")
+@since((3, 12) if BACKEND == "jax" else (3, 15), f"`keras.distribution` on {BACKEND}")
 def test_a_distribution_tells_its_layout_map():
     mesh = keras.distribution.DeviceMesh((1,), ("model",), ["cpu:0"])
     layout_map = keras.distribution.LayoutMap(mesh)
