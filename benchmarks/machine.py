@@ -1,5 +1,6 @@
 """Machine and versions of a result."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -65,7 +66,8 @@ def _memory() -> int:
 
 
 def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    """Return the version of a package or of its nightly build, `None` without both."""
+    for installed in (name, f"{name}-nightly"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(installed)
+    return None

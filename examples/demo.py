@@ -408,11 +408,11 @@ def as_json(value: Any) -> Any:
 
 
 def installed_version(package: str) -> str | None:
-    """Return a package's version, or None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    """Return the version of a package or of its nightly build, None without both."""
+    for installed in (package, f"{package}-nightly"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(installed)
+    return None
 
 
 def plot(

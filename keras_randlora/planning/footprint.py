@@ -110,6 +110,8 @@ def _quantizable(layer: keras.layers.Layer, quantization: str) -> list[Matrix]:
     matrices = [Matrix(keras_internals.embeddings_variable(layer), width, width)]
     if not getattr(layer, "tie_weights", True):
         reverse = layer.reverse_embeddings
-        # Keras keeps the zeros of this one in the dtype of its scales.
-        matrices.append(Matrix(reverse, width, width, item_size(reverse.dtype)))
+        # Keras before 3.16 keeps the zeros of this one in the dtype of its scales.
+        before = keras_internals.version_of_keras() < (3, 16)
+        zero = item_size(reverse.dtype) if before else 1
+        matrices.append(Matrix(reverse, width, width, zero))
     return matrices

@@ -43,5 +43,7 @@ def test_the_table_has_the_best_rate_and_the_spread(monkeypatch, capsys):
 def test_decay_spares_gamma_where_it_is_told_to():
     made = {name: make(1e-3) for name, make in optimizers.methods().items()}
     gamma = keras.Variable(np.ones(2), name="gamma")
+    for optimizer in made.values():
+        optimizer.build([gamma])
     assert made["AdamW, decay 0.1"]._use_weight_decay(gamma)
     assert not made["AdamW, decay 0.1, not of γ"]._use_weight_decay(gamma)

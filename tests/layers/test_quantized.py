@@ -492,8 +492,6 @@ def test_a_language_model_trains_and_merges(example, mode):
     assert_close(case.outputs(model), outputs, 5e-2 if rounds_inputs else 1e-4)
 
 
-# torch warns of Keras's own code, once in a process: in whichever test comes first.
-@pytest.mark.filterwarnings("ignore:The use of `x.T` on tensors of dimension other")
 @NEEDS_PRESETS_ALONE
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_quantized_presets(mode, tmp_path):
@@ -534,8 +532,6 @@ def test_a_quantized_model_is_exported_merged(mode, tmp_path):
     assert_close(as_numpy(loaded.serve(x)), as_numpy(model(x)), TOLERANCE)
 
 
-# torch warns of Keras's own code, once in a process: in whichever test comes first.
-@pytest.mark.filterwarnings("ignore:The use of `x.T` on tensors of dimension other")
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_gradients_pass_the_rounding_of_tied_embeddings(mode):
     """As through the dequantized embedding; the logits are the same, bit for bit."""
