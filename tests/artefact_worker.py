@@ -18,6 +18,8 @@ import numpy as np
 
 
 def tf_saved_model(path, request):
+    # TensorFlow loads Keras, and torch with Triton crashes where it comes after.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     import tensorflow as tf
 
     loaded = tf.saved_model.load(path)

@@ -300,7 +300,7 @@ def _layer_norm_of_open_sizes() -> Iterator[None]:
     def translate(
         graph: Any, x: Any, shape: Any, weight: Any, bias: Any, *rest: Any
     ) -> Any:
-        axes = len(weight.type().sizes())
+        axes = weight.type().dim()
         epsilon = float(rest[0].node().t("value"))
         return graph.op(
             "LayerNormalization", x, weight, bias, axis_i=-axes, epsilon_f=epsilon
