@@ -38,7 +38,7 @@ import pytest
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
-    # As for XLA: many graphs of tests run once.
+    # As for XLA: most graphs of tests run once, which no optimizer of graphs pays for.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 PASSED = pytest.StashKey[bool]()

@@ -145,7 +145,7 @@ def in_a_process(function, *arguments):
 
 
 if __name__ == "__main__":
-    import keras_hub  # noqa: F401  once for all forks
+    import keras_hub  # noqa: F401  (once for all forks)
 
     for model_name in MODELS:
         place = Path(sys.argv[1]) / model_name

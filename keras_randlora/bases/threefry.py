@@ -38,7 +38,7 @@ def threefry_2x32_ops(key: tuple[Any, Any], x0: Any, x1: Any) -> tuple[Any, Any]
     """Return the words of the counters `x0`, `x1`, int32 tensors of equal shapes.
 
     Args:
-        key: Two int32, as tensors or integers.
+        key: The seed's bits, an int32 tensor, and a small integer.
         x0: Counters.
         x1: Counters.
     """
