@@ -19,7 +19,7 @@ from keras import ops
 from keras_randlora.adapt.holders import update_holders
 from keras_randlora.adapt.sites import sites
 from keras_randlora.layers import holder_of
-from keras_randlora.tools import keras_internals
+from keras_randlora.tools import has_frozen_objects, keras_internals
 
 _FUNCTIONS = (
     "train_function",
@@ -188,7 +188,7 @@ def _models_in_use(layers: Sequence[keras.layers.Layer]) -> list[keras.Model]:
         unknown.discard(id(candidate))
         if type(candidate) in kinds and keras_internals.is_complete(candidate):
             found.append(candidate)
-    if unknown and gc.get_freeze_count():
+    if unknown and has_frozen_objects():
         warnings.warn(
             "`gc.freeze()` hides the layers from the search for other models that hold "
             "them. Such a model keeps the functions that it compiled for `generate` or "

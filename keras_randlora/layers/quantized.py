@@ -33,6 +33,7 @@ from keras_randlora.tools import (
     assign,
     cast,
     copy_of,
+    has_frozen_objects,
     here,
     keras_internals,
     reshape,
@@ -281,7 +282,7 @@ def _quick_collection() -> Iterator[None]:
     Keras collects after each deleted variable: half a second in a large model, for each
     of hundreds of layers.
     """
-    if gc.get_freeze_count():  # by the user, who keeps what they froze
+    if has_frozen_objects():  # the user's, who keeps what they froze
         yield
         return
     gc.freeze()

@@ -25,6 +25,7 @@ from keras_randlora.tools.checks import (
     uint32,
 )
 from keras_randlora.tools.embeddings import is_hubs_own, is_reversible
+from keras_randlora.tools.garbage import has_frozen_objects
 from keras_randlora.tools.hosts import Hosts, hosts_of
 from keras_randlora.tools.markup import html_table
 from keras_randlora.tools.memory import free_bytes
@@ -52,8 +53,9 @@ __all__ = [
     "copy_of",
     "corners",
     "finite_number",
-    "here",
     "free_bytes",
+    "has_frozen_objects",
+    "here",
     "hosts_of",
     "html_table",
     "in_graph",
