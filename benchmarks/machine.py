@@ -23,7 +23,7 @@ def describe() -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "commit": _commit(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version_of(name) for name in PACKAGES},
     }
 
 
@@ -65,7 +65,7 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
     """Return the version of a package or of its nightly build, `None` without both."""
     for installed in (name, f"{name}-nightly"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

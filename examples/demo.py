@@ -5,7 +5,6 @@
 
 import argparse
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import math
@@ -32,6 +31,7 @@ from command_line import (
 from pretrained import LANGUAGE_MODELS, resolve, restore_word_split
 from text_data import Windows, load_documents, pack, split, unit_mean
 
+from benchmarks.machine import version_of
 from keras_randlora_command import quiet, start_tensorflow
 
 HELD_OUT_FRACTION = 0.2
@@ -380,7 +380,7 @@ def describe(
         "arguments": {name: as_json(v) for name, v in vars(arguments).items()},
         "versions": {
             "python": platform.python_version(),
-            **{name: installed_version(name) for name in packages},
+            **{name: version_of(name) for name in packages},
         },
         "machine": {
             "platform": platform.platform(),
@@ -405,14 +405,6 @@ def describe(
 def as_json(value: Any) -> Any:
     """Return a path as text, any other option as it is."""
     return str(value) if isinstance(value, Path) else value
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of a package or of its nightly build, None without both."""
-    for installed in (package, f"{package}-nightly"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(installed)
-    return None
 
 
 def plot(

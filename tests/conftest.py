@@ -81,13 +81,12 @@ def _nothing_is_kept():
 
 
 @pytest.fixture(autouse=True)
-def _quick_collection():
+def _quick_collection(_isolated):
     """Keep the garbage collector from the frameworks and from what former tests left.
 
     That is half a million objects. Adapting looks through all that it knows for models,
     and Keras collects all garbage whenever it quantizes.
     """
-    keras.utils.set_random_seed(0)  # loads TensorFlow
     gc.collect()
     gc.freeze()
 
@@ -95,7 +94,7 @@ def _quick_collection():
 @pytest.fixture(autouse=True)
 def _isolated(seed):
     """Seed each test, and fail the first one that loads PyTorch beside another."""
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(seed)  # loads TensorFlow
     before = torch_is_foreign()
     yield
     loaded = torch_is_foreign() and not before
