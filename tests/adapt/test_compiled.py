@@ -1,5 +1,7 @@
 """A backbone is adapted, and the task that holds it goes on with what is true now."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -135,3 +137,10 @@ def test_models_without_the_layers_are_left_alone():
     kr.merge_randlora(backbone)
     assert functions == (other.train_function, other.predict_function, other.optimizer)
     assert other.compiled
+
+
+def test_frozen_objects_may_hide_models_and_it_is_said():
+    backbone, _ = backbone_and_task()
+    gc.freeze()
+    with pytest.warns(UserWarning, match=r"`gc\.freeze\(\)` hides the layers"):
+        kr.enable_randlora(backbone, rank=2, targets="all-linear")
