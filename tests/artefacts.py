@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -15,9 +16,13 @@ import keras_randlora as kr
 WORKER = Path(__file__).with_name("artefact_worker.py")
 
 
-def adapted(name, values=3, **options):
+def adapted(name, values=3, quantization=None, **options):
     """Return an adapted model whose λ and γ, drawn from `values`, matter."""
     model = EXAMPLES[name].build()
+    if quantization:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers without a quantized form
+            model.quantize(quantization)
     kr.enable_randlora(model, **{"rank": 3, "targets": "all-linear", **options})
     kr.set_adapter(model, moved_adapter(model, values))
     return model

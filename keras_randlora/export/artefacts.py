@@ -232,6 +232,18 @@ def _require_known_to_transformers(model: keras.Model) -> None:
             f"keras-hub {keras_hub.__version__} cannot write a {backbone} for "
             f"transformers, only {', '.join(MODEL_EXPORTERS)}. Use format='preset'."
         )
+    quantized = [
+        f"'{layer.name}' ({layer.quantization_mode})"
+        for layer in keras_internals.layers_below(model)
+        if getattr(layer, "quantization_mode", None) is not None
+    ]
+    if quantized:
+        raise ValueError(
+            f"Model '{model.name}' has {len(quantized)} quantized layers, first "
+            f"{quantized[0]}; keras-hub would write their integers as weights. Load "
+            "the adapter into a model in floating point and export that, or use "
+            "format='preset'."
+        )
 
 
 @contextlib.contextmanager

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_randlora.export.litert_file import write_litert
 from keras_randlora.export.onnx_file import write_onnx
-from keras_randlora.export.saved_model import (
-    write_litert,
-    write_openvino,
-    write_saved_model,
-)
+from keras_randlora.export.openvino_file import write_openvino
+from keras_randlora.export.saved_model import write_saved_model
 from keras_randlora.export.stages import Say
 from keras_randlora.export.torch_program import write_torch
 from keras_randlora.export.transformers_folder import write_transformers

@@ -16,6 +16,7 @@ import keras
 
 from keras_randlora.export.stages import Say
 from keras_randlora.export.stateless import StatelessModel
+from keras_randlora.export.tensorflow_graph import trace
 from keras_randlora.tools import keras_internals, to_numpy
 
 OPSET = 18
@@ -131,32 +132,18 @@ def _trace_tensorflow(function: StatelessModel) -> tuple[Any, dict[str, Any]]:
     import tensorflow as tf
     from tf2onnx import tf_loader
 
-    weights = {f"weight_{i}": v for i, v in enumerate(function.variables)}
-    signature = (
-        [tf.TensorSpec(v.shape, v.dtype, name) for name, v in weights.items()],
-        [
-            tf.TensorSpec(spec.shape, spec.dtype, name)
-            for spec, name in zip(
-                function.inputs.specs, function.inputs.names, strict=True
-            )
-        ],
-    )
-    traced = tf.function(
-        function.flat, input_signature=signature, autograph=False
-    ).get_concrete_function(*signature)
-    taken = [tensor.name for tensor in traced.inputs]
-    names = [*weights, *function.inputs.names]
-    # Keras computes some constants outside the function, which gets them as inputs.
-    constants = dict(zip(taken[len(names) :], traced.captured_inputs, strict=True))
-    outputs = [tensor.name for tensor in traced.outputs]
+    traced = trace(function)
+    ours = [f"weight_{i}" for i, _ in enumerate(function.variables)]
+    renamed = dict(zip(traced.weights, ours, strict=False)) | traced.inputs
+    taken = [tensor.name for tensor in traced.function.inputs]
     with tf.device("/cpu:0"):
-        graph = tf_loader.from_function(traced, taken, outputs)
-    renamed = dict(zip(taken, names, strict=False))
+        graph = tf_loader.from_function(traced.function, taken, traced.outputs)
     try:
-        model = _converted(graph, taken, outputs, renamed, careful=False)
+        model = _converted(graph, taken, traced.outputs, renamed, careful=False)
     except Exception:
-        model = _converted(graph, taken, outputs, renamed, careful=True)
-    return model, weights | constants
+        model = _converted(graph, taken, traced.outputs, renamed, careful=True)
+    weights = {renamed.get(name, name): w for name, w in traced.weights.items()}
+    return model, weights
 
 
 def _converted(

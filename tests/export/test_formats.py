@@ -1,6 +1,8 @@
-"""Each format holds each weight once."""
+"""Each format holds each weight once, quantized ones too."""
 
+import artefacts
 import keras
+import numpy as np
 import pytest
 from models import LLAMA
 from versions import (
@@ -48,3 +50,28 @@ def test_size(tied, tmp_path, format):
     kr.export_merged(model, path, format, verbose=False)
     written = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
     assert size < written <= 1.02 * size
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantized(tmp_path, quantization):
+    """The merged model is quantized, and every runtime computes what Keras does."""
+    model = artefacts.adapted("mlp", quantization=quantization)
+    requests = []
+    for format in set(WRITTEN_HERE) - {"preset", "transformers"}:
+        path = tmp_path / f"m{kr.export.FORMATS[format].suffix or ''}"
+        kr.export_merged(model, path, format, verbose=False)
+        requests.append(("mlp", format, path))
+    results = artefacts.run(tmp_path, requests)
+    kr.merge_randlora(model)
+    for (name, format, _), (_, outputs) in zip(requests, results, strict=True):
+        for actual, batch in zip(outputs, artefacts.batches(name), strict=True):
+            expected = artefacts.outputs(model, batch)
+            np.testing.assert_allclose(actual, expected, atol=1e-5, err_msg=format)
+
+
+@NEEDS_LLAMA_FOR_TRANSFORMERS
+def test_transformers_get_no_integers(tmp_path):
+    model = artefacts.adapted("llama3", quantization="int8")
+    with pytest.raises(ValueError, match=r"15 quantized layers, first '.*\(int8\)"):
+        kr.export_merged(model, tmp_path / "hf", "transformers")
+    assert list(tmp_path.iterdir()) == []
