@@ -1,5 +1,6 @@
 """Worker process for one export of SmolLM2, for `benchmarks.exports`."""
 
+import re
 import tempfile
 import threading
 import time
@@ -39,7 +40,7 @@ class Children(threading.Thread):
     """Samples the memory of this process and its children.
 
     Attributes:
-        peak: The peak of their total resident bytes.
+        peak: The peak of their total bytes.
     """
 
     def __init__(self) -> None:
@@ -63,22 +64,23 @@ class Children(threading.Thread):
 
 
 def family_bytes() -> int:
-    """Return the resident bytes of this process and its children; Linux only."""
+    """Return the bytes of this process and its children; Linux only."""
     own = Path("/proc/self")
-    total = _resident(own)
+    total = _bytes(own)
     for task in Path("/proc/self/task").glob("*"):
         for child in (task / "children").read_text().split():
-            total += _resident(Path("/proc") / child)
+            total += _bytes(Path("/proc") / child)
     return total
 
 
-def _resident(process: Path) -> int:
-    """Return the resident bytes of a process, 0 if it is gone."""
+def _bytes(process: Path) -> int:
+    """Return the bytes of a process, 0 if it is gone; what a fork shares counts once."""
     try:
-        pages = int((process / "statm").read_text().split()[1])
+        rollup = (process / "smaps_rollup").read_text()
     except OSError:
         return 0
-    return 4096 * pages
+    (kilobytes,) = re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)
+    return 1024 * int(kilobytes)
 
 
 if __name__ == "__main__":

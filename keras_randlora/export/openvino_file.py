@@ -44,7 +44,7 @@ def write_openvino(model: keras.Model, path: str, say: Say) -> None:
     say("writing the weights")
     parameters = [tensor.get_node() for tensor, _ in inputs]
     only = openvino.Model(outputs, parameters, model.name)
-    openvino.serialize(only, path)  # `save_model` needs nine times the weights
+    openvino.serialize(only, path)
 
 
 def _converted(graph: TensorFlowGraph) -> Any:
