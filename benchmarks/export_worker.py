@@ -74,7 +74,7 @@ def family_bytes() -> int:
 
 
 def _bytes(process: Path) -> int:
-    """Return the bytes of a process, 0 if it is gone; what a fork shares counts once."""
+    """Return the bytes of a process, 0 if it is gone; what forks share counts once."""
     try:
         rollup = (process / "smaps_rollup").read_text()
     except OSError:

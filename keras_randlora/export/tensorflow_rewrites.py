@@ -67,8 +67,8 @@ def _make_expand_dims(function: Any, node: Any, axis: int) -> None:
 def multiply_int8_as_float32(graph: Any) -> None:
     """Replace int8 products with int32 results in a `GraphDef` or a `FunctionDef`.
 
-    Keras multiplies so on an int8 base. LiteRT has no such product, and OpenVINO
-    2026.4 gives its result in int8. The operands are exact in float32.
+    Keras multiplies so on an int8 base. LiteRT has no such product, and that of
+    OpenVINO 2026.4 ends at 127. The operands are exact in float32.
     """
     import tensorflow as tf
 
