@@ -46,10 +46,10 @@ def write_litert(model: keras.Model, path: str, say: Say) -> None:
 
 def _reason(message: str) -> str:
     """Return the part of a converter's message that names the operations."""
-    _, listed, operations = message.rpartition("Details:")
-    found = re.search(r"'tfl?\.\w+' op .*", message)
-    text = operations if listed else found[0] if found else message
-    return text.strip()[-800:]
+    for pattern in (r"Details:\s*(.+?)\n\n", r"('tfl?\.\w+' op [^\n]*)"):
+        if found := re.search(pattern, message, re.DOTALL):
+            return found[1][:800]
+    return message[-800:]
 
 
 def _rewrite(path: Path) -> None:

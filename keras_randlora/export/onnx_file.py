@@ -44,18 +44,36 @@ def write_onnx(model: keras.Model, path: str, say: Say) -> None:
     unknown = {n.op_type for n in nodes if not onnx.defs.has(n.op_type, n.domain)}
     if unknown:
         raise RuntimeError(f"ONNX has no counterpart of {sorted(unknown)}.")
-    read = set(_names_read(traced.graph))
-    inputs = [value for value in traced.graph.input if value.name not in weights]
-    del traced.graph.input[:]
-    traced.graph.input.extend(inputs)
     paths = dict(zip(weights, function.names, strict=False))
     outputs = [value.name for value in traced.graph.output]
     _rename(
         traced.graph, paths | dict(zip(outputs, function.output_names, strict=True))
     )
+    _check(traced)
+    used = {paths.get(name, name): weight for name, weight in weights.items()}
+    inputs = [value for value in traced.graph.input if value.name not in used]
+    del traced.graph.input[:]
+    traced.graph.input.extend(inputs)
+    read = set(_names_read(traced.graph))
     say("writing the weights")
-    used = {paths.get(name, name): w for name, w in weights.items() if name in read}
+    used = {name: weight for name, weight in used.items() if name in read}
     write_with_weights(traced, used, path)
+
+
+def _check(model: Any) -> None:
+    """Infer the shapes of a graph, all of whose weights are inputs.
+
+    Raises:
+        RuntimeError: The graph is none that a runtime would load.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:
+        raise RuntimeError(
+            f"ONNX refuses the converted graph: {str(error)[:500]}"
+        ) from error
 
 
 def write_with_weights(model: Any, weights: Mapping[str, Any], path: str) -> None:
@@ -114,7 +132,7 @@ def _names_read(graph: Any) -> Iterator[str]:
 
 def _rename(graph: Any, names: Mapping[str, str]) -> None:
     """Rename values of a graph, also in its loops and branches."""
-    for value in graph.output:
+    for value in (*graph.input, *graph.output):
         value.name = names.get(value.name, value.name)
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]

@@ -6,6 +6,7 @@ of the model's variables. A SavedModel in between would hold them several times.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from typing import Any
 
@@ -20,7 +21,12 @@ from keras_randlora.tools import to_numpy
 
 
 def write_openvino(model: keras.Model, path: str, say: Say) -> None:
-    """Write `path` and its `.bin` file; weights keep their precision."""
+    """Write `path` and its `.bin` file; weights keep their precision.
+
+    Raises:
+        RuntimeError: The model has operations that OpenVINO does not have, or
+            TensorFlow cannot trace it.
+    """
     import openvino
 
     say("tracing the model")
@@ -51,6 +57,9 @@ def _converted(graph: TensorFlowGraph) -> Any:
     """Return OpenVINO's form of a graph, with weights and inputs as parameters.
 
     It is read from a file: from objects of Python, OpenVINO knows no bfloat16.
+
+    Raises:
+        RuntimeError: The graph has operations that OpenVINO does not have.
     """
     import openvino
     import tensorflow as tf
@@ -60,7 +69,18 @@ def _converted(graph: TensorFlowGraph) -> Any:
         multiply_int8_as_float32(part)
     with tempfile.TemporaryDirectory(prefix="keras-randlora-") as folder:
         file = tf.io.write_graph(definition, folder, "graph.pb", as_text=False)
-        return openvino.convert_model(file)
+        try:
+            return openvino.convert_model(file)
+        except Exception as error:
+            raise RuntimeError(
+                f"OpenVINO cannot run this model: {_reason(str(error))}"
+            ) from error
+
+
+def _reason(message: str) -> str:
+    """Return the part of the converter's message that names the operations."""
+    found = re.search(r"No conversion rule found for operations: [^\n]*", message)
+    return found[0] if found else message[-800:]
 
 
 def _fill(

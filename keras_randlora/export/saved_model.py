@@ -8,6 +8,7 @@ import keras
 
 from keras_randlora.export.inputs import Inputs
 from keras_randlora.export.stages import Say
+from keras_randlora.export.tensorflow_graph import concrete
 
 
 def write_saved_model(model: keras.Model, path: str, say: Say) -> None:
@@ -15,6 +16,9 @@ def write_saved_model(model: keras.Model, path: str, say: Say) -> None:
 
     Keras would trace the model five times: as a function of its own, and as a layer
     among its layers.
+
+    Raises:
+        RuntimeError: TensorFlow cannot trace the model.
     """
     import tensorflow as tf
 
@@ -22,11 +26,11 @@ def write_saved_model(model: keras.Model, path: str, say: Say) -> None:
     inputs = Inputs(model)
     specs = [tf.TensorSpec(s.shape, s.dtype, s.name) for s in inputs.specs]
     serve = tf.function(
-        lambda *arguments: model(*arguments),
+        lambda *arguments: model(*arguments, training=False),
         input_signature=inputs.nested(specs),
         autograph=False,
     )
-    serve.get_concrete_function()
+    concrete(serve)
     say("writing the SavedModel")
     try:
         _archive(model, serve).write_out(path, verbose=False)

@@ -22,7 +22,7 @@ class StatelessModel:
         variables: Its variables, in the order of the arguments.
         names: A name for each variable, its path unless two share it.
         output_names: After a call, a name for each output: a key of a dictionary, or
-            `output_0` and so on.
+            `output_0` and so on; `output_KEY` where an input has this name.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -47,9 +47,11 @@ class StatelessModel:
         )
         flat = keras.tree.flatten(outputs)
         keyed = isinstance(outputs, dict) and len(outputs) == len(flat)
-        self.output_names = (
-            sorted(outputs) if keyed else [f"output_{i}" for i in range(len(flat))]
-        )
+        names = sorted(outputs) if keyed else [str(i) for i in range(len(flat))]
+        taken = {*self.names, *self.inputs.names}
+        self.output_names = [
+            name if keyed and name not in taken else f"output_{name}" for name in names
+        ]
         return outputs
 
     def flat(self, weights: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 from keras_randlora.export.stateless import StatelessModel
@@ -25,7 +26,11 @@ class TensorFlowGraph(NamedTuple):
 
 
 def trace(model: StatelessModel) -> TensorFlowGraph:
-    """Trace a model with TensorFlow; its dynamic dimensions stay dynamic."""
+    """Trace a model with TensorFlow; its dynamic dimensions stay dynamic.
+
+    Raises:
+        RuntimeError: TensorFlow cannot trace the model.
+    """
     import tensorflow as tf
 
     inputs = zip(model.inputs.specs, model.inputs.names, strict=True)
@@ -36,9 +41,9 @@ def trace(model: StatelessModel) -> TensorFlowGraph:
         ],
         [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in inputs],
     )
-    function = tf.function(
-        model.flat, input_signature=signature, autograph=False
-    ).get_concrete_function(*signature)
+    function = concrete(
+        tf.function(model.flat, input_signature=signature, autograph=False)
+    )
     names = [tensor.name for tensor in function.inputs]
     first = len(model.variables)
     last = first + len(model.inputs.names)
@@ -50,3 +55,20 @@ def trace(model: StatelessModel) -> TensorFlowGraph:
         dict(zip(names[first:last], model.inputs.names, strict=True)),
         [tensor.name for tensor in function.outputs],
     )
+
+
+def concrete(function: Any) -> Any:
+    """Return the concrete function of a `tf.function` with an input signature.
+
+    Raises:
+        RuntimeError: TensorFlow cannot trace it.
+    """
+    try:
+        return function.get_concrete_function()
+    except Exception as error:
+        # Keras adds pages of arguments and colours.
+        reason = str(error).split("Arguments received by", 1)[0]
+        reason = " ".join(re.sub(r"\x1b\[\d+m", "", reason).split())
+        raise RuntimeError(
+            f"TensorFlow cannot trace the model with dynamic sizes: {reason[:500]}"
+        ) from error

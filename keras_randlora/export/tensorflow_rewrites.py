@@ -11,22 +11,21 @@ from typing import Any
 def expand_dims_for_new_axes(function: Any) -> None:
     """Replace every `x[:, None]` in a `FunctionDef` by `expand_dims`.
 
-    LiteRT has no slice that adds an axis to a tensor with two dynamic dimensions, such
-    as an attention mask with dynamic batch and sequence.
+    LiteRT has no slice that adds axes to a tensor with two dynamic dimensions, such as
+    an attention mask with dynamic batch and sequence.
     """
     constants = {n.name: n for n in function.node_def if n.op == "Const"}
     for node in list(function.node_def):
-        axis = _new_axis(node, constants)
-        if axis is not None:
-            _make_expand_dims(function, node, axis)
+        if axes := _new_axes(node, constants):
+            _make_expand_dims(function, node, axes)
 
 
-def _new_axis(node: Any, constants: dict[str, Any]) -> int | None:
-    """Return the axis that a slice adds, if it does nothing else."""
+def _new_axes(node: Any, constants: dict[str, Any]) -> list[int]:
+    """Return the axes that a slice adds, in an order to add them, if that is all."""
     import tensorflow as tf
 
     if node.op != "StridedSlice":
-        return None
+        return []
     added, ellipsis, shrunk, begin, end = (
         # Reading a missing attribute would create it.
         node.attr[name].i if name in node.attr else 0
@@ -39,29 +38,40 @@ def _new_axis(node: Any, constants: dict[str, Any]) -> int | None:
         )
     )
     strides = constants.get(node.input[3].split(":")[0])
-    if strides is None or shrunk or added.bit_count() != 1:
-        return None
+    if strides is None or shrunk or not added:
+        return []
     steps = tf.make_ndarray(strides.attr["value"].tensor)
     takes_all = added | ellipsis | (begin & end)
     if takes_all != 2 ** len(steps) - 1 or (steps != 1).any():
-        return None
-    axis = added.bit_length() - 1
-    return axis - len(steps) if 0 < ellipsis < added else axis
+        return []
+    axes = [axis for axis in range(len(steps)) if added >> axis & 1]
+    # What comes after an ellipsis is counted from the end, the last axis first.
+    after = [axis for axis in axes if 0 < ellipsis < 1 << axis]
+    before = [axis for axis in axes if axis not in after]
+    return before + [axis - len(steps) for axis in reversed(after)]
 
 
-def _make_expand_dims(function: Any, node: Any, axis: int) -> None:
-    """Turn a node of a graph's function into an `ExpandDims` of its first input."""
+def _make_expand_dims(function: Any, node: Any, axes: list[int]) -> None:
+    """Turn a node of a graph's function into `ExpandDims` of its first input."""
     import tensorflow as tf
 
     dtype = tf.int32.as_datatype_enum
-    constant = function.node_def.add(name=f"{node.name}/axis", op="Const")
-    constant.attr["dtype"].type = dtype
-    constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(axis, tf.int32))
+    source, name = node.input[0], node.name
     node.op = "ExpandDims"
-    node.input[:] = [node.input[0], f"{constant.name}:output:0"]
-    for name in set(node.attr) - {"T", "_output_shapes"}:
-        del node.attr[name]
+    for attribute in set(node.attr) - {"T", "_output_shapes"}:
+        del node.attr[attribute]
     node.attr["Tdim"].type = dtype
+    for number, axis in enumerate(axes):
+        constant = function.node_def.add(name=f"{name}/axis_{number}", op="Const")
+        constant.attr["dtype"].type = dtype
+        constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(axis, tf.int32))
+        one = node
+        if number < len(axes) - 1:
+            one = function.node_def.add(name=f"{name}/{number}", op="ExpandDims")
+            one.attr["T"].CopyFrom(node.attr["T"])
+            one.attr["Tdim"].type = dtype
+        one.input[:] = [source, f"{constant.name}:output:0"]
+        source = f"{one.name}:output:0"
 
 
 def multiply_int8_as_float32(graph: Any) -> None:

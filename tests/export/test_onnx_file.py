@@ -71,6 +71,24 @@ def test_weights_are_appended_as_onnx_would_write_them(tmp_path, sizes):
     assert onnx.load(tmp_path / "m.onnx") == expected
 
 
+@written_here
+def test_an_output_is_named_apart_from_an_input(tmp_path):
+    masks = keras.Input((6,), name="masks")
+    outputs = {"masks": keras.layers.Dense(3)(masks), "scores": masks}
+    model = keras.Model({"masks": masks}, outputs)
+    onnx_file.write_onnx(model, str(tmp_path / "m.onnx"), lambda stage: None)
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    assert [value.name for value in graph.input] == ["masks"]
+    assert [value.name for value in graph.output] == ["output_masks", "scores"]
+
+
+def test_a_graph_that_no_runtime_would_load_is_refused():
+    node = onnx.helper.make_node("Relu", ["no such value"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [], [])
+    with pytest.raises(RuntimeError, match="ONNX refuses the converted graph.*such"):
+        onnx_file._check(onnx.helper.make_model(graph))
+
+
 @keras.saving.register_keras_serializable("tests")
 class Sized(keras.layers.Layer):
     """A layer that makes the batch's size a number of Python."""

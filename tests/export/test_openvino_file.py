@@ -93,3 +93,19 @@ def test_a_constant_shares_the_memory_of_the_weight():
     constant = openvino_file._constant(array)
     array[0, 1] = 5
     np.testing.assert_array_equal(constant.get_data(), array)
+
+
+def test_a_missing_operation_is_named(tmp_path, monkeypatch):
+    import openvino
+
+    def fail(file):
+        raise RuntimeError(
+            "Summary:\n-- No conversion rule found for operations: Sort\n"
+        )
+
+    monkeypatch.setattr(openvino, "convert_model", fail)
+    model = of_two_inputs("float32")
+    kr.enable_randlora(model, rank=2, targets="d")
+    with pytest.raises(RuntimeError, match=r"this model: No conversion.*: Sort$"):
+        kr.export_merged(model, tmp_path / "m.xml", "openvino", verbose=False)
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_randlora as kr
 from keras_randlora.export.saved_model import write_saved_model
 
 pytestmark = pytest.mark.skipif(
@@ -26,3 +27,38 @@ def test_a_lookup_table(tmp_path):
     assert len(loaded.variables) == len(model.weights) == 3
     texts = tf.constant([["good", "bad", "other"], ["bad", "bad", "good"]])
     np.testing.assert_allclose(loaded.serve(texts), model(texts), atol=1e-6)
+
+
+def test_dropout_is_off(tmp_path):
+    """Without `training=False` Keras turns it on in a model after `Resizing`."""
+    import tensorflow as tf
+
+    images = keras.Input((8, 8, 3))
+    small = keras.layers.Resizing(4, 4)(images)
+    dropout = keras.Sequential([keras.layers.Dropout(0.5)])
+    model = keras.Model(images, dropout(small))
+    write_saved_model(model, str(tmp_path), lambda stage: None)
+    outputs = tf.saved_model.load(tmp_path).serve(tf.ones((2, 8, 8, 3)))
+    np.testing.assert_allclose(outputs, np.ones((2, 4, 4, 3)), atol=1e-6)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Deciding(keras.layers.Layer):
+    """A layer that decides in Python by the values of its input."""
+
+    def call(self, inputs):
+        return inputs * 2 if keras.ops.max(inputs) > 2 else inputs
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+
+@pytest.mark.parametrize("format", ["tf_saved_model", "onnx", "litert", "openvino"])
+def test_a_model_that_cannot_be_traced(tmp_path, format):
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, Deciding()(keras.layers.Dense(3, name="d")(inputs)))
+    kr.enable_randlora(model, rank=2, targets="d")
+    path = tmp_path / f"m{kr.export.FORMATS[format].suffix or ''}"
+    with pytest.raises(RuntimeError, match=r"dynamic sizes.*`tf.Tensor` as a Python"):
+        kr.export_merged(model, path, format, verbose=False)
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,47 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+SLICES = {
+    "one": lambda x: x[:, None],
+    "two": lambda x: x[:, None, None, :, :],
+    "first and last": lambda x: x[None, :, :, :, None],
+    "after an ellipsis": lambda x: x[..., None, :, None],
+    "around an ellipsis": lambda x: x[None, ..., None],
+    "a part": lambda x: x[:, None, 1:],
+    "in steps": lambda x: x[None, ::2],
+    "an entry": lambda x: x[:, None, 0],
+}
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_new_axes(name):
+    import tensorflow as tf
+
+    from keras_randlora.export.tensorflow_rewrites import expand_dims_for_new_axes
+
+    inner = tf.function(SLICES[name], autograph=False)
+    outer = tf.function(lambda x: inner(x), autograph=False)
+    function = outer.get_concrete_function(tf.TensorSpec((None, None, None), tf.int32))
+    graph = function.graph.as_graph_def()
+    (body,) = graph.library.function
+    renamed = body.signature.name.encode()
+    graph.ParseFromString(
+        graph.SerializeToString().replace(renamed, renamed[:-1] + b"x")
+    )
+    (body,) = graph.library.function
+    expand_dims_for_new_axes(body)
+    # What does more than to add axes stays.
+    kept = name in ("a part", "in steps", "an entry")
+    assert ("StridedSlice" in {node.op for node in body.node_def}) == kept
+    names = [tensor.name for tensor in (*function.inputs, *function.outputs)]
+    rewritten = tf.compat.v1.wrap_function(
+        lambda: tf.import_graph_def(graph, name=""), []
+    ).prune(names[:1], names[1:])
+    x = np.arange(24).reshape(2, 3, 4).astype("int32")
+    (actual,) = rewritten(tf.constant(x))
+    np.testing.assert_array_equal(actual, SLICES[name](x))
+
+
 def traced(inner, transposed):
     """Return the concrete function of an int8 product, and of one in a function."""
     import tensorflow as tf
