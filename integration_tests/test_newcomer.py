@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 BACKEND = keras.backend.backend()
 # keras-hub warns about its own default, and leaves a file open.
 pytestmark = [
+    pytest.mark.timeout(1200),  # each is a whole job
     pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning"),
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
