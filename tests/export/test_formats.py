@@ -72,6 +72,6 @@ def test_quantized(tmp_path, quantization):
 @NEEDS_LLAMA_FOR_TRANSFORMERS
 def test_transformers_get_no_integers(tmp_path):
     model = artefacts.adapted("llama3", quantization="int8")
-    with pytest.raises(ValueError, match=r"15 quantized layers, first '.*\(int8\)"):
+    with pytest.raises(ValueError, match=r"[0-9]+ quantized layers, first '.*\(int8\)"):
         kr.export_merged(model, tmp_path / "hf", "transformers")
     assert list(tmp_path.iterdir()) == []
