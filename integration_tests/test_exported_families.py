@@ -28,6 +28,7 @@ REFUSED = {
     "f_net": {"onnx": "FFT2D", "litert": "FFT2D"},
     "rqvae": {"onnx": "Bitcast", "openvino": "Bitcast", "litert": "BitwiseAnd"},
     "sam": {"onnx": "ONNX refuses the converted graph"},
+    "sam3": {"onnx": "No Op registered for StridedSlice", "litert": "zeros_like"},
     "swin_transformer": {"openvino": "XlaDynamicUpdateSlice", "litert": "Roll"},
     "deberta_v3": {"litert": "Abs"},
     "gemma4_moe": {"litert": "Einsum"},
@@ -70,13 +71,12 @@ def arrays(outputs):
 def named(model, inputs):
     """Return the arrays of a batch by our names of the inputs, in the model's types."""
     known = Inputs(model)
-    if isinstance(inputs, dict):
-        inputs = {name: inputs[name] for name in sorted(inputs)}
+    arrays = keras.tree.flatten(inputs)
+    by_name = isinstance(inputs, dict) and set(known.names) == set(inputs)
+    values = inputs if by_name else dict(zip(known.names, arrays, strict=True))
     return {
-        name: np.asarray(array, keras.backend.standardize_dtype(spec.dtype))
-        for name, spec, array in zip(
-            known.names, known.specs, keras.tree.flatten(inputs), strict=True
-        )
+        name: np.asarray(values[name], keras.backend.standardize_dtype(spec.dtype))
+        for name, spec in zip(known.names, known.specs, strict=True)
     }
 
 

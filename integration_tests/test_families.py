@@ -31,6 +31,7 @@ LEFT_OUT = {
     "segformer": 0.580,
     "d_fine": 0.833,
     "sam": 0.905,
+    "sam3": 0.656,
     "stable_diffusion_3": 0.273,
     "moonshine": 0.612,
     "whisper": 0.889,

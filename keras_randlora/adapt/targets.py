@@ -137,6 +137,7 @@ def _targeted(
 
 def _default_targets(model: keras.Model, everything: list[Site]) -> list[Site]:
     names: list[str] = getattr(backbone_of(model), "default_lora_layer_names", list)()
+    everything = _called(everything)
     chosen = [site for site in everything if site.linear and site.name in names]
     chosen = chosen or _GROUPS[DEFAULT_GROUP](model, everything)
     if not chosen:
@@ -153,11 +154,17 @@ def _matching(
     model: keras.Model, everything: list[Site], pattern: str, option: str
 ) -> list[Site]:
     """Return the sites that a pattern matches; at least one, or raise."""
-    matches = _GROUPS[pattern](model, everything) if pattern in _GROUPS else []
+    group = _GROUPS.get(pattern)
+    matches = group(model, _called(everything)) if group else []
     matches = matches or _matches(everything, pattern)
     if not matches:
         raise ValueError(_no_match_message(pattern, option, everything))
     return matches
+
+
+def _called(everything: list[Site]) -> list[Site]:
+    """Leave out linear layers without a kernel: the model never calls them."""
+    return [site for site in everything if not site.linear or site.layer.built]
 
 
 def _matches(everything: list[Site], pattern: str) -> list[Site]:
@@ -250,6 +257,8 @@ def require_built(model: keras.Model, linear: list[Site]) -> None:
         ValueError: A kernel is missing.
     """
     waiting = [site for site in linear if not site.layer.built]
+    if keras_internals.has_called_its_layers(model):
+        waiting = []  # SAM 3 has a convolution that it never calls
     if waiting or not model.built:
         name = waiting[0].path if waiting else model.name
         raise ValueError(
@@ -260,6 +269,11 @@ def require_built(model: keras.Model, linear: list[Site]) -> None:
 
 def _require_adaptable(site: Site) -> None:
     layer = site.layer
+    if not layer.built:
+        raise ValueError(
+            f"Layer '{site.path}' has no kernel: the model never calls it. Leave it "
+            "out of the targets."
+        )
     require_supported_mode(layer, site.path)
     if getattr(layer, "lora_enabled", False):  # transposed convolutions have none
         raise ValueError(

@@ -404,3 +404,31 @@ def test_the_layers_beside_refused_ones_are_adapted():
     report = kr.enable_randlora(model, rank=2, targets="head")
     assert [layer.path for layer in report.layers] == ["head"]
     assert np.array_equal(keras.ops.convert_to_numpy(model(inputs)), before)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Idle(keras.layers.Layer):
+    """A layer with one child that it calls and one that it does not, as in SAM 3."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.used = keras.layers.Dense(5, name="used")
+        self.idle = keras.layers.Dense(5, name="idle")
+
+    def build(self, input_shape):
+        self.used.build(input_shape)
+        self.built = True
+
+    def call(self, inputs):
+        return self.used(inputs)
+
+
+def test_a_layer_that_a_functional_model_never_calls():
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, Idle(name="block")(inputs))
+    assert not model.get_layer("block").idle.built
+    with pytest.raises(ValueError, match="'block/idle' has no kernel: the model never"):
+        kr.enable_randlora(model, rank=2, targets=["used", "idle"])
+    report = kr.enable_randlora(model, rank=2, targets="all-linear")
+    assert [layer.path for layer in report.layers] == ["block/used"]
+    assert report.coverage == 1

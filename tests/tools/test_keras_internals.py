@@ -70,8 +70,11 @@ def test_graph_models_write_their_layers():
 
     assert internals.writes_its_layers(model_of(dense()))
     inputs = keras.Input((6,))
-    assert internals.writes_its_layers(keras.Model(inputs, layers.Dense(2)(inputs)))
+    functional = keras.Model(inputs, layers.Dense(2)(inputs))
+    assert internals.writes_its_layers(functional)
     assert not internals.writes_its_layers(Subclass())
+    assert internals.has_called_its_layers(functional)
+    assert not internals.has_called_its_layers(Subclass())
 
 
 def test_state_is_added_and_taken_off_within_unlocked():

@@ -25,6 +25,7 @@ from keras_randlora.tools.keras_internals.layers import (
     add_kernel,
     asks_for_fused_attention,
     children,
+    has_called_its_layers,
     heads_of,
     is_complete,
     kernel_variable,
@@ -140,6 +141,7 @@ __all__ = [
     "within",
     "without_values",
     "writes_its_layers",
+    "has_called_its_layers",
 ]
 
 _require()

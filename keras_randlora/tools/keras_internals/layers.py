@@ -71,6 +71,13 @@ def writes_its_layers(model: keras.Model) -> bool:
     return type(model).get_config in writers
 
 
+def has_called_its_layers(model: keras.Model) -> bool:
+    """Return whether making a model called every layer it uses, as a functional one."""
+    from keras.src.models.functional import Functional
+
+    return isinstance(model, Functional)
+
+
 @contextlib.contextmanager
 def unlocked(layer: keras.layers.Layer) -> Iterator[None]:
     """Allow adding state to a built layer inside a block."""

@@ -214,7 +214,7 @@ RELIANCES = (
     Reliance(
         "keras.src.models.functional",
         "Functional",
-        "models whose configuration has their layers'",
+        "models whose configuration has their layers', and which have called them",
     ),
     Reliance(
         "keras.src.export.export_utils", "get_input_signature", "what exporters feed"
