@@ -132,9 +132,11 @@ def test_the_logger_and_the_analysis(facts, run):
 
 @pytest.mark.parametrize("run", worker.SPREAD)
 def test_merging_forms_no_whole_kernel(facts, run):
-    program = both(facts, run, "program")
-    assert f"[{worker.INNER // 4},{worker.WIDTH}]" in program  # each has its rows
-    assert f"[{worker.INNER},{worker.WIDTH}]" not in program
+    # The text names places of Python's stack, which differ where one process reads the
+    # program that the other has compiled.
+    for program in (found[run]["program"] for found in facts):
+        assert f"[{worker.INNER // 4},{worker.WIDTH}]" in program  # its own rows
+        assert f"[{worker.INNER},{worker.WIDTH}]" not in program
 
 
 def test_merging_a_large_kernel_takes_less_than_the_kernel(facts):
