@@ -21,6 +21,21 @@ SLICES = {
 }
 
 
+def run(graph, function, *arrays):
+    """Return the output of a rewritten graph, that of a function before."""
+    import tensorflow as tf
+
+    inputs, outputs = (
+        [tensor.name for tensor in tensors]
+        for tensors in (function.inputs, function.outputs)
+    )
+    rewritten = tf.compat.v1.wrap_function(
+        lambda: tf.import_graph_def(graph, name=""), []
+    ).prune(inputs, outputs)
+    (result,) = rewritten(*map(tf.constant, arrays))
+    return result
+
+
 @pytest.mark.parametrize("name", SLICES)
 def test_new_axes(name):
     import tensorflow as tf
@@ -41,12 +56,8 @@ def test_new_axes(name):
     # What does more than to add axes stays.
     kept = name in ("a part", "in steps", "an entry")
     assert ("StridedSlice" in {node.op for node in body.node_def}) == kept
-    names = [tensor.name for tensor in (*function.inputs, *function.outputs)]
-    rewritten = tf.compat.v1.wrap_function(
-        lambda: tf.import_graph_def(graph, name=""), []
-    ).prune(names[:1], names[1:])
     x = np.arange(24).reshape(2, 3, 4).astype("int32")
-    (actual,) = rewritten(tf.constant(x))
+    actual = run(graph, function, x)
     np.testing.assert_array_equal(actual, SLICES[name](x))
 
 
@@ -68,8 +79,6 @@ def traced(inner, transposed):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("inner", [False, True])
 def test_int8_products(seed, inner, transposed):
-    import tensorflow as tf
-
     from keras_randlora.export.tensorflow_rewrites import multiply_int8_as_float32
 
     function = traced(inner, transposed)
@@ -83,11 +92,7 @@ def test_int8_products(seed, inner, transposed):
     rng = np.random.default_rng(seed)
     x = rng.integers(-127, 128, (3, 300)).astype("int8")
     y = rng.integers(-127, 128, (300, 4)).astype("int8")
-    names = [tensor.name for tensor in (*function.inputs, *function.outputs)]
-    rewritten = tf.compat.v1.wrap_function(
-        lambda: tf.import_graph_def(graph, name=""), []
-    ).prune(names[:2], names[2:])
-    (actual,) = rewritten(tf.constant(x), tf.constant(y.T if transposed else y))
+    actual = run(graph, function, x, y.T if transposed else y)
     expected = x.astype("int64") @ y.astype("int64") + 1
     assert np.abs(expected).max() > 127
     np.testing.assert_array_equal(actual, expected)
