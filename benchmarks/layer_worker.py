@@ -42,7 +42,8 @@ def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
                 rows.append({"method": label, "error": one_line(error)})
         if REFERENCE in steps:
             times = rounds(steps, settings["seconds"])
-            rows.append({**row, **summary(times), **counts(layers, row, settings)})
+            counted = counts(layers, row, settings) | {"traffic_bytes": traffic(steps)}
+            rows.append({**row, **summary(times), **counted})
     return rows
 
 
@@ -177,6 +178,15 @@ def counts(
             counted[method] = 4 * tokens * area + added
             picked[options.basis] = product.way("auto", tokens)
     return {"operations": counted, "auto": picked}
+
+
+def traffic(steps: dict[str, Callable[[], None]]) -> dict[str, int]:
+    """Return the bytes that each method's step moves; nothing but torch can count."""
+    if keras.backend.backend() != "torch":
+        return {}
+    from benchmarks import traffic
+
+    return {method: traffic.of_step(step) for method, step in steps.items()}
 
 
 if __name__ == "__main__":

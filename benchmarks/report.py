@@ -52,23 +52,49 @@ def step_time(rows: list[Row]) -> str:
     lora = next((row for row in rows if row["method"] == "keras-lora"), None)
     peft = any(row["method"] == "peft-lora" for row in rows)
     head = ["method", "s per step", "÷ Keras LoRA", *["÷ PEFT LoRA"] * peft]
-    head += ["GFLOP", "÷ Keras LoRA", "GFLOP/s", "peak grown, MB", "÷ Keras LoRA"]
-    head += ["peak, MB", "÷ Keras LoRA", "trainable", "first step, s", "first loss"]
+    head += ["GFLOP", "÷ Keras LoRA", "GFLOP/s", "GB moved", "÷ Keras LoRA"]
+    head += ["peak grown, MB", "÷ Keras LoRA", "peak, MB", "÷ Keras LoRA"]
+    head += ["trainable", "first step, s", "÷ Keras LoRA", "first loss"]
     return markdown(head, [_step_row(row, lora, peft) for row in rows])
 
 
 def _step_row(row: Row, lora: Row | None, peft: bool) -> list[str]:
-    work, peaks = operations(row), [grown(row), row["peak_bytes"]]
-    base = [operations(lora), grown(lora), lora["peak_bytes"]] if lora else [None] * 3
+    def beside(measure: Callable[[Row], float | None], unit: float, digits: int) -> Any:
+        return _beside(measure, row, lora, unit, digits)
+
     columns = [row["method"], number(row["median_s"], 3)]
     columns += [number(row["ratios"].get("keras-lora"))]
     columns += [number(row["ratios"].get("peft-lora"))] * peft
-    columns += [number(work / 1e9, 1), _ratio(work, base[0])]
-    columns += [number(work / 1e9 / row["median_s"], 1)]
-    for peak, reference in zip(peaks, base[1:], strict=True):
-        columns += [number(peak / 1e6, 0), _ratio(peak, reference)]
-    columns += [number(row["trainable"], 0), number(row["first_step_s"], 1)]
+    columns += beside(operations, 1e9, 1)
+    columns += [number(operations(row) / 1e9 / row["median_s"], 1)]
+    columns += beside(traffic, 1e9, 1)
+    columns += beside(grown, 1e6, 0)
+    columns += beside(lambda row: row["peak_bytes"], 1e6, 0)
+    columns += [number(row["trainable"], 0)]
+    columns += beside(lambda row: row["first_step_s"], 1, 1)
     return [*columns, number(row["first_loss"], 3)]
+
+
+def _beside(
+    measure: Callable[[Row], float | None],
+    row: Row,
+    reference: Row | None,
+    unit: float,
+    digits: int,
+) -> list[str]:
+    """Return a measure and its ratio to the reference's, dashes for what is unknown."""
+    value = measure(row)
+    if value is None:
+        return [number(None)] * 2
+    return [
+        number(value / unit, digits),
+        _ratio(value, reference and measure(reference)),
+    ]
+
+
+def traffic(row: Row) -> int | None:
+    """Return the bytes that a step moves, counted on torch alone."""
+    return row.get("traffic_bytes")
 
 
 def operations(row: Row) -> int:

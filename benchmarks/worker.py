@@ -43,6 +43,7 @@ class Worker:
         answer = {
             "trainable": self.session.trainable(),
             "operations": self.session.operations()._asdict(),
+            "traffic_bytes": self._traffic(),
             "first_step_s": first_seconds,
             "first_loss": first_loss,
             "first_peak_bytes": self._memory.peak(),
@@ -59,6 +60,14 @@ class Worker:
     def memory(self) -> dict[str, Any]:
         """Return the peak of the steps since `prepare`."""
         return {"before_bytes": self.before, "peak_bytes": self._memory.peak()}
+
+    def _traffic(self) -> int | None:
+        """Take a step and return the bytes that it moves, `None` if none can count."""
+        if self.case.backend != "torch":
+            return None
+        from benchmarks import traffic
+
+        return traffic.of_step(self.session.step)
 
     def _timed_step(self) -> tuple[float, float]:
         started = time.perf_counter()
