@@ -1,6 +1,7 @@
 """One backend a session, named by KERAS_BACKEND, and no PyTorch beside another one."""
 
 import gc
+import itertools
 import os
 import sys
 
@@ -41,6 +42,10 @@ if keras.backend.backend() == "tensorflow":
     # As for XLA: most graphs of tests run once, which no optimizer of graphs pays for.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
+TESTS_OF_A_COLLECTION = 50
+gc.disable()
+# Python counts them one by one, half a million in each test.
+_count_frozen, gc.get_freeze_count = gc.get_freeze_count, lambda: 500_000
 PASSED = pytest.StashKey[bool]()
 
 
@@ -72,22 +77,39 @@ def in_strips(monkeypatch):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _nothing_is_kept():
-    """Let the collector see what a module's fixtures leave, where that is much."""
-    before = gc.get_freeze_count()
+def _no_graph_is_kept():
+    """Forget the gradients that TensorFlow registers: for ever, with their graphs."""
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    from tensorflow.python.framework import ops
+
+    registered = ops.gradient_registry._registry
+    before = set(registered)
     yield
-    if gc.get_freeze_count() - before > 100_000:
-        gc.unfreeze()
+    for name in registered.keys() - before:
+        registered.pop(name, None)
 
 
 @pytest.fixture(autouse=True)
-def _quick_collection(_isolated):
+def _quick_collection(_isolated, _tests=itertools.count(1)):
     """Keep the garbage collector from the frameworks and from what former tests left.
 
     That is half a million objects. Adapting looks through all that it knows for models,
     and Keras collects all garbage whenever it quantizes.
     """
-    gc.collect()
+    if next(_tests) % TESTS_OF_A_COLLECTION == 0:
+        gc.unfreeze()
+        gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def nothing_frozen(monkeypatch):
+    """Undo `_quick_collection` for one test."""
+    monkeypatch.setattr(gc, "get_freeze_count", _count_frozen)
+    gc.unfreeze()
+    yield
     gc.freeze()
 
 

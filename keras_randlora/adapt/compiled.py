@@ -10,6 +10,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import keras
@@ -182,13 +183,11 @@ def _models_in_use(layers: Sequence[keras.layers.Layer]) -> list[keras.Model]:
     the collector knows these, it knows all models that hold them.
     """
     kinds = {keras.Model, *_subclasses(keras.Model)}
-    unknown = {id(holder_of(layer)) for layer in layers}
-    found = []
-    for candidate in gc.get_objects():
-        unknown.discard(id(candidate))
-        if type(candidate) in kinds and keras_internals.is_complete(candidate):
-            found.append(candidate)
-    if unknown and has_frozen_objects():
+    known = gc.get_objects()  # half a million: what follows loops in C
+    models = compress(known, map(kinds.__contains__, map(type, known)))
+    found = list(filter(keras_internals.is_complete, models))
+    holders = {id(holder_of(layer)) for layer in layers}
+    if holders.difference(map(id, known)) and has_frozen_objects():
         warnings.warn(
             "`gc.freeze()` hides the layers from the search for other models that hold "
             "them. Such a model keeps the functions that it compiled for `generate` or "

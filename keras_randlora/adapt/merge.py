@@ -33,7 +33,7 @@ from keras_randlora.layers import (
     restore_float,
     write_kernel,
 )
-from keras_randlora.tools import hosts_of, is_traced, shown
+from keras_randlora.tools import hosts_of, is_traced, quick_collection, shown
 
 
 def merge_randlora(model: keras.Model, *, dequantize: bool = False) -> None:
@@ -86,8 +86,9 @@ def _merge_all(
     models = models_holding(model, layers)
     remember(model, state)
     try:
-        for site in shown(left, "Merging", "layer"):
-            _merge(site.layer, dequantize)
+        with quick_collection():
+            for site in shown(left, "Merging", "layer"):
+                _merge(site.layer, dequantize)
     finally:
         if not all(isinstance(layer, RandLoRALayer) for layer in layers):
             state.block = HALF_MERGED

@@ -18,9 +18,7 @@ Source: `keras/src/layers/core/dense.py` and `einsum_dense.py` of Keras 3.12 to 
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +31,9 @@ from keras_randlora.tools import (
     assign,
     cast,
     copy_of,
-    has_frozen_objects,
     here,
     keras_internals,
+    quick_collection,
     reshape,
     to_numpy,
     undistributed,
@@ -250,7 +248,7 @@ def quantized_alike(layer: keras.layers.Layer, kernel: Array) -> keras.layers.La
         keras_internals.kernel_variable(twin).assign(here(kernel))
         if layer.bias is not None:
             twin.bias.assign(here(layer.bias))
-        with _quick_collection():
+        with quick_collection():
             twin.quantize(**keras_internals.quantize_options(layer))
     return twin
 
@@ -264,7 +262,7 @@ def restore_float(layer: keras.layers.Layer, kernel: Array) -> None:
     """
     shape = kernel_shape(layer)
     with keras_internals.unlocked(layer):
-        with _quick_collection():
+        with quick_collection():
             for name in (*_PER_BLOCK, "g_idx", "inputs_quantizer"):
                 if hasattr(layer, name):
                     delattr(layer, name)
@@ -273,23 +271,6 @@ def restore_float(layer: keras.layers.Layer, kernel: Array) -> None:
         layer.dtype_policy = float_policy(layer)
         keras_internals.add_kernel(layer, shape)
     keras_internals.kernel_variable(layer).assign(kernel)
-
-
-@contextlib.contextmanager
-def _quick_collection() -> Iterator[None]:
-    """Freeze existing objects, so that the `gc.collect()` calls of Keras are cheap.
-
-    Keras collects after each deleted variable: half a second in a large model, for each
-    of hundreds of layers.
-    """
-    if has_frozen_objects():  # the user's, who keeps what they froze
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _from_blocks(kernel: Array, scale: Array, zero: Array, block: int) -> Array:

@@ -25,7 +25,7 @@ from keras_randlora.tools.checks import (
     uint32,
 )
 from keras_randlora.tools.embeddings import is_hubs_own, is_reversible
-from keras_randlora.tools.garbage import has_frozen_objects
+from keras_randlora.tools.garbage import has_frozen_objects, quick_collection
 from keras_randlora.tools.hosts import Hosts, hosts_of
 from keras_randlora.tools.markup import html_table
 from keras_randlora.tools.memory import free_bytes
@@ -72,6 +72,7 @@ __all__ = [
     "loops",
     "one_of",
     "positive_integer",
+    "quick_collection",
     "random_states",
     "real_number",
     "replacing",

@@ -5,7 +5,6 @@ vectors, whose rounding to 8 bits is exact.
 """
 
 import functools
-import gc
 
 import keras
 import numpy as np
@@ -333,15 +332,7 @@ def test_a_dequantized_layer_has_its_regularizer_and_its_policy_again():
     assert [weight.path for weight in model.weights] == paths
 
 
-@pytest.fixture
-def _nothing_frozen():
-    """Undo `_quick_collection` of conftest.py for one test."""
-    gc.unfreeze()
-    yield
-    gc.freeze()
-
-
-@pytest.mark.usefixtures("_nothing_frozen")
+@pytest.mark.usefixtures("nothing_frozen")
 def test_all_garbage_is_collected_again_after_a_merge():
     model = quantized_model("dense", "int8")
     for dequantize in (False, True):
