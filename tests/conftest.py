@@ -42,7 +42,7 @@ if keras.backend.backend() == "tensorflow":
     # As for XLA: most graphs of tests run once, which no optimizer of graphs pays for.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
-TESTS_OF_A_COLLECTION = 50
+_TESTS, TESTS_OF_A_COLLECTION = itertools.count(1), 50
 gc.disable()
 # Python counts them one by one, half a million in each test.
 _count_frozen, gc.get_freeze_count = gc.get_freeze_count, lambda: 500_000
@@ -92,13 +92,13 @@ def _no_graph_is_kept():
 
 
 @pytest.fixture(autouse=True)
-def _quick_collection(_isolated, _tests=itertools.count(1)):
+def _quick_collection(_isolated):
     """Keep the garbage collector from the frameworks and from what former tests left.
 
     That is half a million objects. Adapting looks through all that it knows for models,
     and Keras collects all garbage whenever it quantizes.
     """
-    if next(_tests) % TESTS_OF_A_COLLECTION == 0:
+    if next(_TESTS) % TESTS_OF_A_COLLECTION == 0:
         gc.unfreeze()
         gc.collect()
     gc.freeze()
