@@ -108,18 +108,32 @@ def grown(row: Row) -> int:
 
 
 def single_layer(rows: list[Row]) -> str:
-    """Return each method's time ÷ Keras LoRA's, one row per layer."""
+    """Return each method's time ÷ Keras LoRA's, one row per layer.
+
+    Operations and, where they are counted, bytes ÷ Keras LoRA's are in brackets.
+    """
     methods = list(dict.fromkeys(m for row in rows for m in row["ratios"]))
     names = [method.removeprefix("randlora-") for method in methods]
     head = ["layer, tokens, rank", "Keras LoRA, ms", *names, "auto"]
     lines = []
     for row in rows:
         times = row["median_s"]
-        ratios = [number(row["ratios"].get(method)) for method in methods]
+        ratios = [_ratios_of_layer(row, method) for method in methods]
         label = f"{row['inputs']}×{row['outputs']}, {row['tokens']}, {row['rank']}"
         verdict = "; ".join(auto_verdict(row))
         lines.append([label, number(1e3 * times["keras-lora"], 1), *ratios, verdict])
     return markdown(head, lines)
+
+
+def _ratios_of_layer(row: Row, method: str) -> str:
+    if method not in row["ratios"]:
+        return number(None)
+    counted = [
+        number(of[method] / of["keras-lora"])
+        for of in (row["operations"], row.get("traffic_bytes", {}))
+        if of.get("keras-lora")
+    ]
+    return f"{number(row['ratios'][method])} ({', '.join(counted)})"
 
 
 def auto_verdict(row: Row) -> list[str]:
@@ -255,6 +269,17 @@ def generation(rows: list[Row]) -> str:
     return markdown(head, lines)
 
 
+def cheaper_factors(rows: list[Row]) -> str:
+    """Return the multiply-adds and the time of each way to form a kernel."""
+    head = ["factors", "multiply-adds an entry", "ms", f"÷ {rows[0]['method']}"]
+    lines = [
+        [row["method"], number(row["multiply_adds"], 0), number(1e3 * row["median_s"])]
+        + [number(row["ratio"])]
+        for row in rows
+    ]
+    return markdown(head, lines)
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "step_time": step_time,
     "single_layer": single_layer,
@@ -265,6 +290,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "quantized_training": quantized_training,
     "every_weight": every_weight,
     "generation": generation,
+    "cheaper_factors": cheaper_factors,
     "merging": life_cycle,
 }
 

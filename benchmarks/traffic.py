@@ -1,9 +1,9 @@
 """The bytes that a step reads from and writes to large arrays, counted on torch.
 
 Each operation of PyTorch counts the operands and results that lie in arrays larger than
-a processor's cache; what passes between operations in smaller arrays, such as the
-strips of our kernels, is taken as staying there. Views move nothing. Operations are
-those that PyTorch runs one by one: XLA fuses some of them and moves less.
+a core's own cache, a view by its part. So a pass over a kernel counts, and one over a
+small strip of it, made anew, does not. Views move nothing. Operations are those that
+PyTorch runs one by one: XLA fuses some of them and moves less.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# A part of a last-level cache that a step can count on; our strips have up to 4 MB.
-CACHE_BYTES = 4 * 2**20
+# The second-level cache of a core.
+CACHE_BYTES = 2**20
 _RESERVES = {
     "aten::empty",
     "aten::new_empty",
