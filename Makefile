@@ -155,6 +155,7 @@ bench: $(ENV) ## Measure step times, memory, layers, life cycle, four bits (thre
 	$(BIN)/python -m benchmarks.every_weight
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.merging
+	$(BIN)/python -m benchmarks.cheaper_factors
 
 bench-gpu: $(ENV) ## Measure step times and memory on a GPU, with torch and JAX
 	$(BIN)/python -m benchmarks.gpu_step
