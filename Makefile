@@ -145,6 +145,9 @@ bench: $(ENV) ## Measure step times, memory, layers, life cycle, four bits (thre
 	  --methods $(OURS) peft-lora --out $(RAW)/step_12_blocks.json
 	$(BIN)/python -m benchmarks.step_time --models llama3-1b-blocks gemma3-1b-blocks \
 	  --tokens 1x1024 4x1024 --methods $(OURS) peft-lora --out $(RAW)/step_1b_blocks.json
+	$(BIN)/python -m benchmarks.step_time --models llama-16-blocks --tokens 2x128 \
+	  --dtype bfloat16 --backends torch --methods keras-lora randlora-kronecker \
+	  --out $(RAW)/step_16_blocks.json
 	$(BIN)/python -m benchmarks.profile_step --out $(RAW)/profile.json
 	$(BIN)/python -m benchmarks.profile_step --backend tensorflow \
 	  --out $(RAW)/profile_tensorflow.json

@@ -83,6 +83,7 @@ MODELS = {
     "smollm2": Decoder("llama", 49152, 30, 576, 1536, 9, 3, 64, pretrained="smollm2"),
     "tiny": Decoder("llama", 64, 1, 16, 24, 4, 2, 4),
     "llama-12-blocks": Decoder("llama", 4096, 12, 512, 1408, 8, 4, 64),
+    "llama-16-blocks": Decoder("llama", 16032, 16, 2048, 8192, 32, 8, 64),
     "llama3-1b-blocks": Decoder("llama", 16032, 2, 2048, 8192, 32, 8, 64),
     "gemma3-1b-blocks": Decoder("gemma", 20165, 2, 1152, 6912, 4, 1, 256),
     "llama3-8b-blocks": Decoder("llama", 16032, 4, 4096, 14336, 32, 8, 128),
