@@ -14,6 +14,7 @@ from benchmarks.session import LEARNING_RATE
 
 WIDTH = {"gemma4": 1024, "mixtral": 512}
 VOCABULARY = 256
+FLOOR = "nothing adapted"
 MIXTRAL = dict(inner=1792, experts=8, heads=8, kv_heads=8, head_dim=64)
 
 
@@ -51,9 +52,12 @@ def keras_session(settings: dict[str, Any]) -> tuple[Callable[[], Any], int]:
 
     keras.utils.set_random_seed(0)
     model = BACKBONES[settings["model"]]()
-    method = parse_method(settings["method"])
+    method = settings["method"]
     targets = "experts" if settings["model"] == "mixtral" else "all-linear"
-    if method == "full":
+    if method == FLOOR:
+        for weight in model.trainable_weights:
+            weight.trainable = "embedding" in weight.path
+    elif (method := parse_method(method)) == "full":
         for weight in model.trainable_weights:
             weight.trainable = "/experts/" in weight.path
     elif method == "keras-lora":
