@@ -6,6 +6,9 @@ the same each time, which the resident size of a process is not. TensorFlow offe
 neither.
 """
 
+import contextlib
+import gc
+
 import keras
 import numpy as np
 from keras import ops
@@ -18,9 +21,30 @@ def next_token_batch(batch, sequence, vocabulary):
     return {"token_ids": ids, "padding_mask": np.ones_like(ids)}, ids
 
 
-def step_peak(model, inputs, labels):
-    """Return the bytes that forward and backward pass of one step need at most."""
-    return _BACKENDS[keras.backend.backend()](model, inputs, labels)
+def step_peak(model, inputs, labels, collected=True):
+    """Return the bytes that forward and backward pass of one step need at most.
+
+    Args:
+        model: The model.
+        inputs: Its inputs, a dict of arrays.
+        labels: Classes.
+        collected: Whether Python's garbage collector runs, which only torch waits for.
+    """
+    if keras.backend.backend() == "jax":
+        return _jax(model, inputs, labels)
+    return _torch(model, inputs, labels, collected)
+
+
+@contextlib.contextmanager
+def _collected(collected):
+    """Let the garbage collector run or not within the block."""
+    before = gc.isenabled()
+    gc.collect()
+    (gc.enable if collected else gc.disable)()
+    try:
+        yield
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def _loss(labels, outputs):
@@ -42,7 +66,7 @@ def _jax(model, inputs, labels):
     return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
 
-def _torch(model, inputs, labels):
+def _torch(model, inputs, labels, collected):
     from torch.multiprocessing.reductions import StorageWeakRef
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
@@ -73,12 +97,9 @@ def _torch(model, inputs, labels):
 
     inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
     labels = ops.convert_to_tensor(labels)
-    with Allocations() as allocations:
+    with Allocations() as allocations, _collected(collected):
         outputs = model(inputs, training=True)
         _loss(labels, outputs).backward()
     for variable in model.trainable_variables:
         variable.value.grad = None
     return allocations.peak
-
-
-_BACKENDS = {"jax": _jax, "torch": _torch}

@@ -116,7 +116,9 @@ def _checkpointed(
 
 def _remat(run: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function of tensors that keeps only its inputs for the gradient."""
-    if keras.backend.backend() != "jax":
+    if keras.backend.backend() == "torch":
+        return _remat_on_torch(run)
+    if keras.backend.backend() == "tensorflow":
         return keras.remat(run)
     import jax
 
@@ -129,6 +131,18 @@ def _remat(run: Callable[..., Any]) -> Callable[..., Any]:
     function = jax.custom_vjp(run)
     function.defvjp(lambda *tensors: (run(*tensors), tensors), backward)
     return function
+
+
+def _remat_on_torch(run: Callable[..., Any]) -> Callable[..., Any]:
+    from torch.utils.checkpoint import set_checkpoint_early_stop
+
+    def remat(*tensors: Any) -> Any:
+        # PyTorch would end the second run by an exception, which Keras's filter of
+        # tracebacks keeps, with all activations, until garbage is collected.
+        with set_checkpoint_early_stop(False):
+            return keras.remat(run)(*tensors)
+
+    return remat
 
 
 def _is_float(tensor: Any) -> bool:

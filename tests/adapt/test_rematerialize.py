@@ -10,7 +10,7 @@ from backend import BACKEND, as_numpy, assert_close
 from keras import layers
 from models import EXAMPLES, compile_model, default_policy, mlp, randomize, tokens
 from peaks import next_token_batch, step_peak
-from versions import KERAS, NEEDS_TENSORS_FREED
+from versions import NEEDS_TENSORS_FREED
 
 import keras_randlora as kr
 
@@ -90,34 +90,43 @@ def test_a_model_without_blocks_is_refused():
         kr.rematerialize(mlp())
 
 
+def peak_of_llama(remat, collected=True):
+    """Return the peak of a step of six adapted blocks, and the plan for it."""
+    import keras_hub
+
+    backbone = keras_hub.models.Llama3Backbone(
+        vocabulary_size=50,
+        num_layers=6,
+        num_query_heads=4,
+        num_key_value_heads=2,
+        hidden_dim=64,
+        intermediate_dim=128,
+    )
+    model = keras_hub.models.Llama3CausalLM(backbone, preprocessor=None)
+    options = dict(targets="all-linear", batch=4, sequence=48, remat=remat)
+    if remat:
+        kr.rematerialize(model)
+    planned = kr.plan(model, 8, **options)
+    kr.enable_randlora(model, 8, "all-linear")
+    return step_peak(model, *next_token_batch(4, 48, 50), collected), planned
+
+
 @NEEDS_TENSORS_FREED
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow does not tell")
 def test_less_is_kept():
-    import keras_hub
-
-    def peak(remat):
-        backbone = keras_hub.models.Llama3Backbone(
-            vocabulary_size=50,
-            num_layers=6,
-            num_query_heads=4,
-            num_key_value_heads=2,
-            hidden_dim=64,
-            intermediate_dim=128,
-        )
-        model = keras_hub.models.Llama3CausalLM(backbone, preprocessor=None)
-        planned = kr.plan(model, 8, targets="all-linear", batch=4, sequence=48)
-        if remat:
-            kr.rematerialize(model)
-            options = dict(targets="all-linear", batch=4, sequence=48, remat=True)
-            planned = kr.plan(model, 8, **options)
-        kr.enable_randlora(model, 8, "all-linear")
-        return step_peak(model, *next_token_batch(4, 48, 50)), planned
-
-    (whole, _), (remat, planned) = peak(False), peak(True)
+    (whole, _), (remat, planned) = peak_of_llama(False), peak_of_llama(True)
     assert remat < 0.5 * whole
     predicted = planned.activations + planned.logits + planned.temporaries
-    # Keras 3.16 frees more of a block while it runs again.
-    assert predicted == pytest.approx(remat, rel=0.25 if KERAS < (3, 16) else 0.5)
+    # PyTorch frees more of a block while it runs again.
+    least = 0.75 if BACKEND == "jax" else 0.5
+    assert least * predicted < remat < 1.25 * predicted
+
+
+@NEEDS_TENSORS_FREED
+@pytest.mark.skipif(BACKEND != "torch", reason="others free by themselves")
+def test_a_block_is_freed_before_garbage_is_collected():
+    whole, remat = (peak_of_llama(remat, collected=False)[0] for remat in (False, True))
+    assert remat < 0.6 * whole
 
 
 @pytest.mark.parametrize("name", ["mlp", "llama3"])
