@@ -112,9 +112,6 @@ def step_bytes(
         return Needs(sum(kept) + rest, logits, temporaries + max(0, backward - logits))
     # Blocks are computed again after the logits are freed.
     again = max(kept, default=0) + backward
-    if keras.backend.backend() == "torch":
-        # It frees nothing of a block before the block is done.
-        again += max(kept, default=0) // 2
     return Needs(sum(inputs) + rest, logits, temporaries + max(0, again - logits))
 
 
