@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import parse_method
+from benchmarks.every_weight import FLOOR
 from benchmarks.memory import HostMemory
 from benchmarks.processes import serve
 from benchmarks.session import LEARNING_RATE
 
 WIDTH = {"gemma4": 1024, "mixtral": 512}
 VOCABULARY = 256
-FLOOR = "nothing adapted"
 MIXTRAL = dict(inner=1792, experts=8, heads=8, kv_heads=8, head_dim=64)
 
 
@@ -52,12 +52,13 @@ def keras_session(settings: dict[str, Any]) -> tuple[Callable[[], Any], int]:
 
     keras.utils.set_random_seed(0)
     model = BACKBONES[settings["model"]]()
-    method = settings["method"]
+    is_floor = settings["method"] == FLOOR
+    method = None if is_floor else parse_method(settings["method"])
     targets = "experts" if settings["model"] == "mixtral" else "all-linear"
-    if method == FLOOR:
+    if method is None:
         for weight in model.trainable_weights:
             weight.trainable = "embedding" in weight.path
-    elif (method := parse_method(method)) == "full":
+    elif method == "full":
         for weight in model.trainable_weights:
             weight.trainable = "/experts/" in weight.path
     elif method == "keras-lora":

@@ -42,7 +42,9 @@ def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
                 rows.append({"method": label, "error": one_line(error)})
         if REFERENCE in steps:
             times = rounds(steps, settings["seconds"])
-            counted = counts(layers, row, settings) | {"traffic_bytes": traffic(steps)}
+            counted = counts(layers, row, settings) | {
+                "traffic_bytes": bytes_moved(steps)
+            }
             rows.append({**row, **summary(times), **counted})
     return rows
 
@@ -180,7 +182,7 @@ def counts(
     return {"operations": counted, "auto": picked}
 
 
-def traffic(steps: dict[str, Callable[[], None]]) -> dict[str, int]:
+def bytes_moved(steps: dict[str, Callable[[], None]]) -> dict[str, int]:
     """Return the bytes that each method's step moves; nothing but torch can count."""
     if keras.backend.backend() != "torch":
         return {}

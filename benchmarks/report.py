@@ -4,6 +4,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,7 @@ def step_time(rows: list[Row]) -> str:
 
 
 def _step_row(row: Row, lora: Row | None, peft: bool) -> list[str]:
-    def beside(measure: Callable[[Row], float | None], unit: float, digits: int) -> Any:
-        return _beside(measure, row, lora, unit, digits)
-
+    beside = partial(_beside, row, lora)
     columns = [row["method"], number(row["median_s"], 3)]
     columns += [number(row["ratios"].get("keras-lora"))]
     columns += [number(row["ratios"].get("peft-lora"))] * peft
@@ -76,9 +75,9 @@ def _step_row(row: Row, lora: Row | None, peft: bool) -> list[str]:
 
 
 def _beside(
-    measure: Callable[[Row], float | None],
     row: Row,
     reference: Row | None,
+    measure: Callable[[Row], float | None],
     unit: float,
     digits: int,
 ) -> list[str]:

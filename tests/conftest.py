@@ -42,9 +42,10 @@ if keras.backend.backend() == "tensorflow":
     # As for XLA: most graphs of tests run once, which no optimizer of graphs pays for.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
+# Garbage is collected between tests alone, see `_quick_collection`.
 _TESTS, TESTS_OF_A_COLLECTION = itertools.count(1), 150
 gc.disable()
-# Python counts them one by one, half a million in each test.
+# Python counts the frozen objects one by one, half a million in each test.
 _count_frozen, gc.get_freeze_count = gc.get_freeze_count, lambda: 500_000
 PASSED = pytest.StashKey[bool]()
 
