@@ -4,19 +4,14 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import pytest
 from versions import NEEDS_PRESETS_ALONE
 
-ROOT = Path(__file__).parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks import machine, operations, race, report, step_time  # noqa: E402
-from benchmarks.cases import Case, batch_shape, parse_method  # noqa: E402
-from benchmarks.models import MODELS  # noqa: E402
+from benchmarks import machine, operations, race, report, step_time
+from benchmarks.cases import Case, batch_shape, parse_method
+from benchmarks.models import MODELS
 
 BACKEND = keras.backend.backend()
 TINY_KERNELS = [(16, 16), (16, 8), (16, 8), (16, 16), (16, 24), (16, 24), (24, 16)]

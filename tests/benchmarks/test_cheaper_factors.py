@@ -1,16 +1,10 @@
 """Tests of the ways to form a kernel that `benchmarks.cheaper_factors` compares."""
 
 import json
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="the benchmark is plain torch"

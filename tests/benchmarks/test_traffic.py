@@ -1,14 +1,7 @@
 """Tests of the bytes that the benchmarks count."""
 
-import sys
-from pathlib import Path
-
 import keras
 import pytest
-
-ROOT = Path(__file__).parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="bytes are counted on torch"

@@ -1,18 +1,13 @@
 """`examples/chat.py`: questions in the template of the run."""
 
 import json
-import sys
 import types
-from pathlib import Path
 
+import chat
 import keras
 import numpy as np
 import pytest
 from backend import BACKEND
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
-import chat
 
 import keras_randlora as kr
 

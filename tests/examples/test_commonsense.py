@@ -1,19 +1,14 @@
 """`examples/commonsense`: questions, likelihoods against a loop, texts, records."""
 
 import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from backend import BACKEND, as_numpy
-from models import EXAMPLES, LLAMA
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
 from command_line import UserError
+from models import EXAMPLES, LLAMA
 from text_data import TextDataError, alpaca_prompt
 
 from examples import runs

@@ -5,14 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dpo as script
 import keras
 import numpy as np
 import pytest
 from backend import as_numpy
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
-import dpo as script
 from language_model import Bytes, load, option_parser
 
 import keras_randlora as kr

@@ -9,17 +9,14 @@ import sys
 import types
 from pathlib import Path
 
-import keras
-import numpy as np
-import pytest
-from backend import BACKEND, as_numpy
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
 import checkpoints
 import finetuning_data
 import finetuning_options
+import keras
+import numpy as np
+import pytest
 import randlora_finetuning as script
+from backend import BACKEND, as_numpy
 from command_line import UserError
 from text_data import alpaca_prompt
 

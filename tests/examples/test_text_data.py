@@ -1,15 +1,10 @@
 """Tests of `examples/text_data.py` with a tokenizer whose tokens are characters."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
-from text_data import (  # noqa: E402
+from text_data import (
     Document,
     TextDataError,
     alpaca_prompt,
