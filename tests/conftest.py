@@ -42,6 +42,11 @@ if keras.backend.backend() == "tensorflow":
     # As for XLA: most graphs of tests run once, which no optimizer of graphs pays for.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
+if keras.backend.backend() == "jax":
+    import mlir_context
+
+    mlir_context.keep_one()
+
 # Garbage is collected between tests alone, see `_quick_collection`.
 _TESTS, TESTS_OF_A_COLLECTION = itertools.count(1), 150
 gc.disable()

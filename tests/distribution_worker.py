@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import keras
+import mlir_context
 import numpy as np
 from keras.distribution import DataParallel, LayoutMap, ModelParallel, TensorLayout
 from models import compile_model
@@ -257,4 +258,5 @@ def main(folder):
 
 
 if __name__ == "__main__":
+    mlir_context.keep_one()
     main(Path(sys.argv[1]))

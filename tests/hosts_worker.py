@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import keras
+import mlir_context
 import numpy as np
 from keras import layers
 from keras.distribution import DataParallel, DeviceMesh, LayoutMap, ModelParallel
@@ -514,4 +515,5 @@ def main(folder, port, process, victim=None):
 
 
 if __name__ == "__main__":
+    mlir_context.keep_one()
     main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -31,7 +31,9 @@ data = kr.instruction_data(model, records, batch_size=4)
 # --8<-- [end:data]
 
 # --8<-- [start:enable]
-report = kr.enable_randlora(model, rank=32, targets=["query", "value"])
+report = kr.enable_randlora(
+    model, rank=32, targets=["query", "value"], basis="kronecker"
+)
 print(report)
 # --8<-- [end:enable]
 

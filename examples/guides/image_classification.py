@@ -34,7 +34,7 @@ images, labels = stripes(32)
 
 # --8<-- [start:enable]
 report = classifier.enable_randlora(
-    rank=32, targets="attention", also_train=["predictions"]
+    rank=32, targets="attention", also_train=["predictions"], basis="kronecker"
 )
 print(report)
 # --8<-- [end:enable]

@@ -46,6 +46,7 @@ report = classifier.enable_randlora(
     targets="all-linear",
     exclude=["pooled_dense"],
     also_train=["pooled_dense", "logits"],
+    basis="kronecker",
 )
 print(report)
 # --8<-- [end:enable]

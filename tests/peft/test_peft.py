@@ -251,7 +251,9 @@ def test_save_writes_what_load_read(tmp_path):
     assert_same_arrays(read(tmp_path / "ours"), tensors, ordered=False)
 
 
-@pytest.mark.parametrize("basis", ["uniform", "binary", "sparse", "very_sparse"])
+@pytest.mark.parametrize(
+    "basis", ["uniform", "kronecker", "binary", "sparse", "very_sparse"]
+)
 @pytest.mark.parametrize("storage", ["stored", "regenerated"])
 def test_a_seeded_adapter_comes_back_from_its_folder(tmp_path, basis, storage):
     model = models.EXAMPLES["mlp"].build()
