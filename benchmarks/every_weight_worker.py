@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import parse_method
-from benchmarks.every_weight import FLOOR
 from benchmarks.memory import HostMemory
 from benchmarks.processes import serve
 from benchmarks.session import LEARNING_RATE
@@ -52,13 +51,9 @@ def keras_session(settings: dict[str, Any]) -> tuple[Callable[[], Any], int]:
 
     keras.utils.set_random_seed(0)
     model = BACKBONES[settings["model"]]()
-    is_floor = settings["method"] == FLOOR
-    method = None if is_floor else parse_method(settings["method"])
+    method = parse_method(settings["method"])
     targets = "experts" if settings["model"] == "mixtral" else "all-linear"
-    if method is None:
-        for weight in model.trainable_weights:
-            weight.trainable = "embedding" in weight.path
-    elif method == "full":
+    if method == "full":
         for weight in model.trainable_weights:
             weight.trainable = "/experts/" in weight.path
     elif method == "keras-lora":
