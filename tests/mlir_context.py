@@ -11,5 +11,4 @@ from jax._src.interpreters import mlir
 
 def keep_one():
     """Let JAX use the same context from now on."""
-    if not hasattr(mlir.make_ir_context, "cache_info"):
-        mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
