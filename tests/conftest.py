@@ -3,8 +3,11 @@
 import gc
 import itertools
 import os
+import shutil
 import sys
 
+import forks
+import pytest
 import xla_flags
 import xla_programs
 
@@ -33,19 +36,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import keras
-import pytest
-
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
-
-    # As for XLA: most graphs of tests run once, which no optimizer of graphs pays for.
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-
-if keras.backend.backend() == "jax":
-    import mlir_context
-
-    mlir_context.keep_one()
+# What tests start as programs of their own are forks of one process.
+_forks = forks.folder_of_run()
 
 # Garbage is collected between tests alone, see `_quick_collection`.
 _TESTS, TESTS_OF_A_COLLECTION = itertools.count(1), 150
@@ -55,12 +47,33 @@ _count_frozen, gc.get_freeze_count = gc.get_freeze_count, lambda: 500_000
 PASSED = pytest.StashKey[bool]()
 
 
+def pytest_configure(config):
+    """Prepare the backend in each process that runs tests, which takes seconds."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # the workers do
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import quick_tracing
+        import tensorflow as tf
+
+        quick_tracing.build_optimizers_first()
+        # As for XLA: most graphs run once, which no optimizer of graphs pays for.
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    if keras.backend.backend() == "jax":
+        import mlir_context
+
+        mlir_context.keep_one()
+
+
 def torch_is_foreign():
     """Whether PyTorch is loaded beside another backend.
 
     The other two cannot be held to this: where they are installed Keras loads JAX when
     imported, and TensorFlow when it saves a model or sets the random seed.
     """
+    import keras
+
     return "torch" in sys.modules and keras.backend.backend() != "torch"
 
 
@@ -85,7 +98,7 @@ def in_strips(monkeypatch):
 @pytest.fixture(scope="module", autouse=True)
 def _no_graph_is_kept():
     """Forget the gradients that TensorFlow registers: for ever, with their graphs."""
-    if keras.backend.backend() != "tensorflow":
+    if os.environ["KERAS_BACKEND"] != "tensorflow":
         yield
         return
     from tensorflow.python.framework import ops
@@ -110,6 +123,14 @@ def _quick_collection(_isolated):
     gc.freeze()
 
 
+@pytest.fixture(scope="module")
+def quick_processes():
+    """Start programs of Python as forks of one that has loaded the frameworks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", forks.python())
+        yield
+
+
 @pytest.fixture
 def nothing_frozen(monkeypatch):
     """Undo `_quick_collection` for one test."""
@@ -122,6 +143,8 @@ def nothing_frozen(monkeypatch):
 @pytest.fixture(autouse=True)
 def _isolated(seed):
     """Seed each test, and fail the first one that loads PyTorch beside another."""
+    import keras
+
     keras.utils.set_random_seed(seed)  # loads TensorFlow
     before = torch_is_foreign()
     yield
@@ -136,6 +159,8 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish(session):
     """Stop before the first test if the wrong backend runs or torch came along."""
+    import keras
+
     requested, running = os.environ["KERAS_BACKEND"], keras.backend.backend()
     if running != requested:
         pytest.exit(f"KERAS_BACKEND={requested}, but Keras runs on {running}", 3)
@@ -150,5 +175,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 def pytest_unconfigure(config):
     """Keep the compiled programs of a run that passed; its workers have ended."""
+    if _forks is not None:
+        shutil.rmtree(_forks)
     if _programs is not None:
         xla_programs.end_run(_programs, config.stash.get(PASSED, False))

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import reference
-from backend import BACKEND, as_numpy
+from backend import as_numpy
 from keras import layers, ops
 
 import keras_randlora as kr
@@ -252,9 +252,6 @@ class Example:
         """Train on the batch; compile first where the model is not compiled."""
         if not model.compiled:
             compile_model(model)
-        if BACKEND == "tensorflow" and not model.optimizer.built:
-            # Else created, and so traced twice, within the first step.
-            model.optimizer.build(model.trainable_variables)
         options = dict(batch_size=BATCH, epochs=steps, shuffle=False, verbose=0)
         return model.fit(self.inputs(), self.labels(), **options)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import quick_tracing
 from keras import ops
 from models import EXAMPLES, compile_model
 
@@ -147,6 +148,8 @@ def in_a_process(function, *arguments):
 if __name__ == "__main__":
     import keras_hub  # noqa: F401  (once for all forks)
 
+    if keras.backend.backend() == "tensorflow":
+        quick_tracing.build_optimizers_first()
     for model_name in MODELS:
         place = Path(sys.argv[1]) / model_name
         place.mkdir()

@@ -29,7 +29,7 @@ EIGHT_DEVICES = DEVICES.format(8)
 COMPILE_FAST = os.environ["XLA_FLAGS"]  # of conftest.py
 RTOL = 1e-5
 
-pytestmark = pytest.mark.long_setup
+pytestmark = [pytest.mark.long_setup, pytest.mark.usefixtures("quick_processes")]
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is for JAX")
 on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.distribute")
 on_torch = pytest.mark.skipif(BACKEND != "torch", reason="of torch.distributed")

@@ -21,6 +21,9 @@ BLOCKS = {
 }
 
 
+COMPILED = {"jit_compile": "auto"}
+
+
 def adapted(name, remat, dtype="float32", **options):
     """Return an adapted example whose λ and γ are random, the same each time."""
     with default_policy(dtype):
@@ -35,7 +38,9 @@ def adapted(name, remat, dtype="float32", **options):
 def changes(model, batches, **options):
     """Return what one update of plain gradient descent subtracts from λ and γ."""
     optimizer = keras.optimizers.SGD(1.0, **options)
-    compile_model(model, optimizer=optimizer, jit_compile="auto")
+    # XLA could undo the rematerialization; what is compared takes TensorFlow's graph.
+    remat = any(layer._remat_mode for layer in model._flatten_layers())
+    compile_model(model, optimizer=optimizer, **(COMPILED if remat else {}))
     before = [as_numpy(v).astype("float64") for v in model.trainable_variables]
     keras.utils.set_random_seed(3)
     for inputs, labels in batches:

@@ -17,6 +17,7 @@ from keras_randlora.tools import Hosts, hosts_of
 
 pytestmark = [
     pytest.mark.long_setup,
+    pytest.mark.usefixtures("quick_processes"),
     pytest.mark.skipif(
         keras.backend.backend() != "jax", reason="keras.distribution is for JAX"
     ),

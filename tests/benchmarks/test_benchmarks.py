@@ -14,6 +14,7 @@ from benchmarks.cases import Case, batch_shape, parse_method
 from benchmarks.models import MODELS
 
 BACKEND = keras.backend.backend()
+pytestmark = pytest.mark.usefixtures("quick_processes")
 TINY_KERNELS = [(16, 16), (16, 8), (16, 8), (16, 16), (16, 24), (16, 24), (24, 16)]
 
 

@@ -22,7 +22,7 @@ SAVED_MODELS = {
     "llama3": (["padding_mask", "token_ids"], [[None, None], [None, None]]),
 }
 
-pytestmark = pytest.mark.long_setup
+pytestmark = [pytest.mark.long_setup, pytest.mark.usefixtures("quick_processes")]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,10 @@ NEEDS = {
 }
 
 # What tf2onnx's use of NumPy and ONNX warns of.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("quick_processes"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,10 @@ BACKEND = keras.backend.backend()
 NAMES = ["llama3", "gemma3", "bert", "vit", "cnn", "attention", "subclassed", "mlp"]
 
 # What tf2onnx's use of NumPy and ONNX warns of.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("quick_processes"),
+]
 written_here = pytest.mark.skipif(BACKEND == "jax", reason="JAX has no tracer")
 
 

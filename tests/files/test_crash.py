@@ -15,7 +15,7 @@ from models import EXAMPLES, randomize, structure_of
 
 import keras_randlora as kr
 
-pytestmark = pytest.mark.any_backend
+pytestmark = [pytest.mark.any_backend, pytest.mark.usefixtures("quick_processes")]
 
 WORKER = Path(__file__).parents[1] / "crash_worker.py"
 KILLS = 50

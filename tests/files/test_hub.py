@@ -16,7 +16,11 @@ from keras_randlora.files import read_adapter
 from keras_randlora.files.hub import HubAddress, fetched_file
 from keras_randlora.files.model_card import model_card
 
-pytestmark = [pytest.mark.any_backend, pytest.mark.long_setup]
+pytestmark = [
+    pytest.mark.any_backend,
+    pytest.mark.long_setup,
+    pytest.mark.usefixtures("quick_processes"),
+]
 WORKER = Path(__file__).parents[1] / "hub_worker.py"
 REPOSITORY = "hf://user/tiny"
 

@@ -11,7 +11,7 @@ import keras_randlora as kr
 
 HUB = {"llama3": "CausalLM", "bert": "TextClassifier", "vit": "ImageClassifier"}
 WAYS = {"keras": (), "preset": NEEDS_PRESETS_ALONE}
-pytestmark = pytest.mark.long_setup
+pytestmark = [pytest.mark.long_setup, pytest.mark.usefixtures("quick_processes")]
 POSSIBLE = list(WAYS) if KERAS_HUB >= (0, 30) else ["keras"]
 
 

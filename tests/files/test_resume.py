@@ -11,7 +11,7 @@ from resume_worker import MODELS, RESTORE
 
 WORKER = Path(__file__).parents[1] / "resume_worker.py"
 
-pytestmark = pytest.mark.long_setup
+pytestmark = [pytest.mark.long_setup, pytest.mark.usefixtures("quick_processes")]
 
 
 @pytest.fixture(scope="module")

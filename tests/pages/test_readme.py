@@ -21,6 +21,7 @@ def test_readme_has_its_three_examples():
 
 
 # keras-hub hands a `tf.data.Dataset` to `fit`, which warns about its own default.
+@pytest.mark.usefixtures("quick_processes")
 @NEEDS_RANDOM_SAMPLERS
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
 def test_readme_runs(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras_hub
 import numpy as np
+import pytest
 import tiny_presets
 from models import moved_adapter
 from versions import NEEDS_LASTING_TOKENIZERS
@@ -40,6 +41,7 @@ def move(path, values):
     return kr.analysis.updates(model)
 
 
+@pytest.mark.usefixtures("quick_processes")
 @NEEDS_LASTING_TOKENIZERS
 def test_guide_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
