@@ -15,28 +15,28 @@ import sys
 import time
 from pathlib import Path
 
+SERVER = Path(__file__).with_name("fork_server.py")
 PATIENCE = 180  # seconds until a server has loaded the frameworks
 # What an interpreter reads as it starts.
 OF_INTERPRETERS = {"PYTHONHASHSEED", "PYTHONIOENCODING", "PYTHONWARNINGS"}
 
 
 def parse(arguments):
-    """Return the warning options and `(kind, what, *arguments)`, or None for others."""
+    """Return the warning options, the kind, what to run and its arguments.
+
+    None for others.
+    """
     arguments, warnings = list(arguments), []
     while arguments[:1] == ["-W"] and len(arguments) > 1:
         warnings.append(arguments[1])
         del arguments[:2]
-    kinds = {"-c": "code", "-m": "module"}
-    if not arguments:
+    kind = {"-c": "code", "-m": "module"}.get(arguments[0], "file")
+    if kind != "file":
+        del arguments[0]
+    # Python's own helpers of processes inherit more files.
+    if arguments[0].startswith("-") or "multiprocessing" in arguments[0]:
         return None
-    if arguments[0] in kinds:
-        kind, *arguments = kinds[arguments[0]], *arguments[1:]
-    elif arguments[0].startswith("-"):
-        return None
-    else:
-        kind = "file"
-    # Python's own helpers of processes, which inherit more files.
-    return None if "multiprocessing" in arguments[0] else (warnings, kind, *arguments)
+    return warnings, kind, *arguments
 
 
 def connect(folder, run):
@@ -51,13 +51,7 @@ def connect(folder, run):
         environment.pop("PYTHONPATH", None)
         with open(f"{path}.log", "w") as log:
             subprocess.Popen(
-                [
-                    sys.executable,
-                    "-W",
-                    "ignore",
-                    Path(__file__).with_name("fork_server.py"),
-                ]
-                + [path, run],
+                [sys.executable, "-W", "ignore", SERVER, path, run],
                 env=environment,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -96,8 +90,8 @@ def main(folder, run, arguments):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     status = main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
         os.kill(os.getpid(), -status)
     sys.exit(status)
