@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from keras_randlora.files.adapter import read_adapter, write_adapter
+from keras_randlora.files.adapter_file import read_adapter, write_adapter
 
 
 def write_for_ever(contents, target):

@@ -22,7 +22,8 @@ from keras import layers
 from keras.distribution import DataParallel, DeviceMesh, LayoutMap, ModelParallel
 
 import keras_randlora as kr
-from keras_randlora.files import adapter as adapter_files
+from keras_randlora.files import adapter as saving
+from keras_randlora.files import adapter_file
 from keras_randlora.files import optimizer as optimizer_files
 from keras_randlora.layers import divided
 from keras_randlora.tools import assign, hosts, hosts_of, to_numpy, undistributed
@@ -217,9 +218,9 @@ class Checks:
     def files(self):
         """Save and load, in both processes."""
         model, path = self.model, self.path("new/adapter.safetensors")
-        with counted(adapter_files) as written:
+        with counted(adapter_file) as written:
             kr.save_adapter(model, path)
-        read = adapter_files.read_adapter(path).tensors
+        read = adapter_file.read_adapter(path).tensors
         fresh = build()
         kr.load_adapter(fresh, path)
         compile_model(fresh)
@@ -484,12 +485,12 @@ def die_while_saving(folder, victim):
                 os.kill(os.getpid(), signal.SIGKILL)
 
             os.replace = die
-            adapter_files.base_of = base_of if victim == 0 else die
+            saving.base_of = base_of if victim == 0 else die
         kr.save_adapter(model, path)
     print("saved as if nothing were", flush=True)
 
 
-base_of = adapter_files.base_of
+base_of = saving.base_of
 
 
 def main(folder, port, process, victim=None):

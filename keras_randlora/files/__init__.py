@@ -5,13 +5,15 @@ the model with their content.
 """
 
 from keras_randlora.files.adapter import (
-    adapter_metadata,
-    checked_suffix,
     load_adapter,
-    read_adapter,
-    read_moment,
     save_adapter,
     save_adapter_of,
+)
+from keras_randlora.files.adapter_file import (
+    adapter_metadata,
+    checked_suffix,
+    read_adapter,
+    read_moment,
 )
 from keras_randlora.files.combine import (
     PathLike,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from keras_randlora.files.adapter import AdapterFile
+from keras_randlora.files.adapter_file import AdapterFile
 
 _DEFAULTS_SHOWN = ("rank", "alpha", "basis", "seed")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from keras_randlora.files.adapter import read_adapter
+from keras_randlora.files.adapter_file import read_adapter
 from keras_randlora.files.hub import ADAPTER_NAME, CARD_NAME, upload_files
 from keras_randlora.files.model_card import model_card
 from keras_randlora.tools import local_path

@@ -12,7 +12,7 @@ from processes import free_port, run_together
 from versions import NEEDS_ORBAX
 
 import keras_randlora as kr
-from keras_randlora.files.adapter import read_adapter
+from keras_randlora.files.adapter_file import read_adapter
 from keras_randlora.tools import Hosts, hosts_of
 
 pytestmark = [

@@ -27,7 +27,7 @@ from versions import PASSED_BY
 
 import keras_randlora as kr
 from keras_randlora.bases import scale_of
-from keras_randlora.files.adapter import read_adapter, write_adapter
+from keras_randlora.files.adapter_file import read_adapter, write_adapter
 from keras_randlora.layers.adapted import RandLoRALayer
 
 BACKEND = keras.backend.backend()

@@ -107,7 +107,7 @@ def test_saving_to_a_hub_names_the_way():
     with pytest.raises(
         ValueError, match=r"then `upload_adapter\('hf://user/tiny', 'ada"
     ):
-        kr.files.adapter.checked_suffix(REPOSITORY)
+        kr.files.adapter_file.checked_suffix(REPOSITORY)
 
 
 class Worker:

@@ -29,7 +29,7 @@ from versions import KERAS_HUB
 
 import keras_randlora as kr
 from keras_randlora.adapt import sites
-from keras_randlora.files.adapter import write_adapter
+from keras_randlora.files.adapter_file import write_adapter
 from keras_randlora.peft import folder as peft_folder
 from keras_randlora.peft import names as peft_names
 

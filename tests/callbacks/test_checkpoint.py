@@ -1,4 +1,4 @@
-"""Adapters saved during `fit`, and the updates' norm and rank logged."""
+"""Adapters saved during `fit`."""
 
 import warnings
 
@@ -6,33 +6,12 @@ import keras
 import numpy as np
 import pytest
 from backend import assert_same_arrays
-from models import EXAMPLES, compile_model
+from fits import MLP, adapted, fit
+from models import compile_model
 
 import keras_randlora as kr
 
-MLP = EXAMPLES["mlp"]
 NAN = float("nan")
-
-
-def adapted():
-    model = MLP.build()
-    kr.enable_randlora(model, rank=2, targets="all-linear")
-    compile_model(model)
-    return model
-
-
-def fit(model, *callbacks, epochs=3, batch_size=None, **options):
-    x = MLP.inputs()
-    return model.fit(
-        x,
-        MLP.labels(),
-        batch_size=batch_size or len(x),
-        epochs=epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=list(callbacks),
-        **options,
-    )
 
 
 def names(folder):
@@ -189,7 +168,7 @@ def test_a_file_that_cannot_be_written_deletes_no_other(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("keras_randlora.files.adapter.write_atomically", full)
+    monkeypatch.setattr("keras_randlora.files.adapter_file.write_atomically", full)
     keep.set_model(model)
     keep.on_epoch_begin(1)
     with pytest.raises(OSError, match="no space left"):
@@ -220,16 +199,6 @@ def test_two_files_that_belong_together_are_kept_where_one_cannot_be_written(tmp
     with pytest.raises(ValueError, match="hidden_2/gamma' holds values that are not"):
         keep.on_epoch_end(0, {})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_training_that_diverges_is_logged_to_its_end():
-    model = adapted()
-    gamma = model.get_layer("hidden_2").randlora.gamma
-    gamma.assign(np.full(gamma.shape, np.nan))
-    logger = kr.RandLoRALogger()
-    history = fit(model, logger, epochs=1).history
-    assert np.isnan([history["effective_rank"][0], history["update_norm"][0]]).all()
-    assert {np.isnan(record.effective_rank) for record in logger.records} == {True}
 
 
 def test_a_metric_that_is_missing_loses_nothing(tmp_path, recwarn):
@@ -339,66 +308,3 @@ def test_a_plain_model_is_refused(make, tmp_path):
     compile_model(model)
     with pytest.raises(ValueError, match="not adapted"):
         fit(model, callback)
-
-
-def test_norms_and_ranks_are_those_of_the_update():
-    model, logger = adapted(), kr.RandLoRALogger()
-    kernels = kr.analysis.kernels(model)
-    history = fit(model, logger, epochs=2).history
-    updates = kr.analysis.updates(model)
-    last = {record.path: record for record in logger.records if record.step == 2}
-    assert len(logger.records) == 6 and set(last) == set(updates)
-    for path, update in updates.items():
-        singular = np.linalg.svd(update, compute_uv=False)
-        shares = singular / singular.sum()
-        entropy = -np.sum(shares * np.log(np.maximum(shares, 1e-300)))
-        record = last[path]
-        assert record.norm == pytest.approx(np.sqrt(np.sum(singular**2)), rel=1e-6)
-        assert record.effective_rank == pytest.approx(np.exp(entropy), rel=1e-4)
-        kernel_norm = np.linalg.norm(kernels[path])
-        assert record.relative_norm == pytest.approx(record.norm / kernel_norm, 1e-5)
-    total = np.sqrt(sum(np.sum(update**2) for update in updates.values()))
-    assert history["update_norm"][-1] == pytest.approx(total, rel=1e-6)
-    everything = np.sqrt(sum(np.sum(kernel**2) for kernel in kernels.values()))
-    assert history["relative_update_norm"][-1] == pytest.approx(
-        total / everything, 1e-5
-    )
-    ranks = [record.effective_rank for record in last.values()]
-    assert history["effective_rank"][-1] == pytest.approx(np.mean(ranks))
-
-
-def test_the_logger_measures_after_steps_as_well():
-    logger = kr.RandLoRALogger(every=2)
-    size = -(-len(MLP.inputs()) // 4)  # four batches an epoch
-    fit(adapted(), logger, epochs=1, batch_size=size)
-    assert sorted({record.step for record in logger.records}) == [2, 4]
-    assert len(logger.records) == 2 * 3
-
-
-def test_a_new_optimizer_counts_from_one_and_is_measured_anew():
-    model, logger = adapted(), kr.RandLoRALogger()
-    fit(model, logger, epochs=1)
-    compile_model(model)
-    fit(model, logger, epochs=1)
-    first, second = logger.records[:3], logger.records[3:]
-    assert [record.step for record in logger.records] == [1] * 6
-    assert all(a.norm != b.norm for a, b in zip(first, second, strict=True))
-
-
-def test_tensorboard_gets_each_layer(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    logger = kr.RandLoRALogger(tmp_path)
-    fit(adapted(), logger, epochs=2)
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    (tag,) = [t for t in events.Tags()["tensors"] if t.endswith("norm/hidden_1")][:1]
-    assert tag == "randlora/norm/hidden_1"
-    assert [event.step for event in events.Tensors(tag)] == [1, 2]
-
-
-def test_tensorboard_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboard.summary", None)
-    with pytest.raises(ImportError, match="pip install tensorboard"):
-        kr.RandLoRALogger("logs")
