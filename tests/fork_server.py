@@ -20,6 +20,8 @@ import tempfile
 import types
 import warnings
 
+import numpy as np
+
 MOST_BYTES = 1 << 20
 
 
@@ -100,8 +102,7 @@ def become(program):
             forget("huggingface_hub")
     tempfile.tempdir = None  # as the environment says
     random.seed()
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
+    np.random.seed()
     sys.warnoptions[:] = program["warnings"]
     for action in program["warnings"]:
         warnings.simplefilter(action)

@@ -1,6 +1,6 @@
 """Trains in processes of its own for `test_resume.py`: one phase a process.
 
-Usage: python resume_worker.py FOLDER, which runs for each model
+Usage: python resume_worker.py MODEL PHASE FOLDER, where the phases are in this order
 
 - `train`: train 2N steps in one go, and save what each way of resuming needs after N;
 - `killed`: train under `BackupAndRestore` and die of SIGKILL in the middle;
@@ -10,7 +10,6 @@ Usage: python resume_worker.py FOLDER, which runs for each model
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 
 import keras
@@ -127,32 +126,10 @@ RESTORE = {
 }
 
 
-def in_a_process(function, *arguments):
-    """Call a function in a fork, which knows of no other, and return its exit status.
-
-    This process has loaded the frameworks, and computes nothing itself.
-    """
-    process = os.fork()
-    if process == 0:
-        status = 1
-        try:
-            function(*arguments)
-            status = 0
-        finally:
-            if status:
-                traceback.print_exc()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
+PHASES = {phase.__name__: phase for phase in (train, killed, resume)}
 
 if __name__ == "__main__":
-    import keras_hub  # noqa: F401  (once for all forks)
-
     if keras.backend.backend() == "tensorflow":
         quick_tracing.build_optimizers_first()
-    for model_name in MODELS:
-        place = Path(sys.argv[1]) / model_name
-        place.mkdir()
-        assert in_a_process(train, model_name, place) == 0
-        assert in_a_process(killed, model_name, place) == -signal.SIGKILL
-        assert in_a_process(resume, model_name, place) == 0
+    model_name, phase_name, place = sys.argv[1:]
+    PHASES[phase_name](model_name, Path(place))

@@ -8,7 +8,10 @@ import sys
 import forks
 import pytest
 
-pytestmark = pytest.mark.any_backend
+pytestmark = [
+    pytest.mark.any_backend,
+    pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="of Linux"),
+]
 PROGRAM = "import os, sys; print(__name__, sys.argv, os.getcwd(), os.environ['ONE'])"
 NEIGHBOUR = "print('by its name', flush=True)\n"
 SCRIPT = "import neighbour, os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
@@ -38,7 +41,6 @@ def outcome(python, arguments, folder):
     return done.returncode, said[-1:]
 
 
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="of Linux")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_it_ends_and_prints_as_with_python(tmp_path, command):
     (tmp_path / "folder").mkdir()
@@ -53,7 +55,6 @@ def test_it_ends_and_prints_as_with_python(tmp_path, command):
     assert plain[1] or command in ("status", "file")
 
 
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="of Linux")
 def test_it_is_killed_with_its_client(tmp_path):
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     with subprocess.Popen(

@@ -1,6 +1,7 @@
 """An interrupted training goes on exactly as one that was not."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from resume_worker import MODELS, RESTORE
 
 WORKER = Path(__file__).parents[1] / "resume_worker.py"
+STATUSES = {"train": 0, "killed": -signal.SIGKILL, "resume": 0}
 
 pytestmark = [pytest.mark.long_setup, pytest.mark.usefixtures("quick_processes")]
 
@@ -18,14 +20,18 @@ pytestmark = [pytest.mark.long_setup, pytest.mark.usefixtures("quick_processes")
 def runs(tmp_path_factory):
     """Run all phases, each in a process of its own, and return their folder."""
     folder = tmp_path_factory.mktemp("resume")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(WORKER), str(folder)],
-        env={**os.environ, "PYTHONPATH": str(WORKER.parents[1])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    for model in MODELS:
+        (folder / model).mkdir()
+        for phase, status in STATUSES.items():
+            command = ["-W", "ignore", WORKER, model, phase, folder / model]
+            done = subprocess.run(
+                [sys.executable, *map(str, command)],
+                env={**os.environ, "PYTHONPATH": str(WORKER.parents[1])},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == status, done.stderr
     return folder
 
 
